@@ -1,0 +1,1 @@
+"""Sound bounds of neural networks."""

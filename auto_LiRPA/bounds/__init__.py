@@ -1,0 +1,1 @@
+"""Bound engine: interval, forward, CROWN and alpha/beta-CROWN over an immutable graph."""

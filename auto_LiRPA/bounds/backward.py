@@ -1,0 +1,188 @@
+"""One tile's backward pass: coefficients of a start node pushed to the input (CROWN, Zhang et al. 2018, eq. 8-12).
+
+A pass is a schedule over a sorted, immutable graph; nothing is parked on nodes, so passes can run side by side.
+Shape letters: B batch elements or domains, T rows of the tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from auto_LiRPA.graph.ir import Graph
+from auto_LiRPA.operators.base import LinearOperator, Relaxation
+from auto_LiRPA.operators.linear import Linear
+from auto_LiRPA.values import Region
+
+Relaxations = Mapping[int, Relaxation]
+Slopes = Mapping[int, Tensor]  # per nonlinear node: [B, T, P, u]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows to be bounded from below: ``coef . value(node) + bias``; coef ``[B or 1, T, *shape]``, bias ``[B or 1, T]``."""
+
+    node: int
+    coef: Tensor
+    bias: Tensor | None = None
+    owned: bool = False  # True: nobody else reads coef, it may be overwritten
+
+
+@dataclass(frozen=True, slots=True)
+class SplitTerm:
+    """Lagrangian terms of the splits at one node: ``coef -= beta * sign`` and ``bias += beta * sign * point``.
+
+    ``index``: flat neurons ``[u]``; ``beta``, ``sign`` (+1: z >= point, -1: z <= point, 0: no split): ``[B, u]``.
+    ``point``: ``[B, u]`` or None for zero. Source: beta-CROWN, Wang et al. 2021, theorem 3.1.
+    """
+
+    index: Tensor
+    beta: Tensor
+    sign: Tensor
+    point: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Result of a backward pass: ``coef . x + bias`` on the input; ``saved``: the coefficient at each nonlinear node."""
+
+    coef: Tensor | None
+    bias: Tensor
+    saved: Mapping[int, Tensor]
+
+
+def backward(
+    graph: Graph,
+    rows: Rows,
+    relaxations: Relaxations,
+    slopes: Slopes | None = None,
+    splits: Mapping[int, SplitTerm] | None = None,
+    save: bool = False,
+    stop: frozenset[int] = frozenset(),
+) -> Pass:
+    """Push ``rows`` down to the input.
+
+    Args:
+        relaxations: for every nonlinear node below ``rows.node``.
+        slopes: optimised slopes per nonlinear node; values outside their sound range are clamped.
+        splits: per node (a nonlinear node's input), the split terms added there.
+        save: keep the coefficient that arrives at each nonlinear node (for the gradient).
+        stop: nodes where the pass ends besides the input; their coefficients come back in ``saved``.
+    """
+    in_place = not torch.is_grad_enabled()
+    pending: dict[int, tuple[Tensor, bool]] = {rows.node: (rows.coef, rows.owned and in_place)}
+    saved: dict[int, Tensor] = {}
+    bias: Tensor | None = rows.bias
+    for node in reversed(graph.nodes[1 : rows.node + 1]):
+        entry = pending.pop(node.id, None)
+        if entry is None:
+            continue
+        coef, owned = entry
+        if splits is not None and node.id in splits:
+            coef, bias = _add_split(coef, bias, splits[node.id])
+            owned = in_place
+        if node.id in stop:
+            saved[node.id] = coef
+            continue
+        if isinstance(node.op, LinearOperator):
+            pulled = node.op.pull(coef)
+            fresh = owned or isinstance(node.op, Linear)
+        else:
+            relaxation = relaxations[node.id]
+            if save:
+                saved[node.id] = coef
+            pulled = relaxation.pull(coef, effective_slopes(relaxation, node.id, slopes), owned and not save)
+            fresh = True
+        bias = _sum(bias, pulled.bias)
+        single = len(node.inputs) == 1
+        for source, term in zip(node.inputs, pulled.coefs, strict=True):
+            if source in pending:
+                pending[source] = (pending[source][0] + term, in_place)
+            else:
+                pending[source] = (term, in_place and fresh and single)
+    last = pending.pop(0, None)
+    if bias is None:
+        bias = rows.coef.new_zeros(1, rows.coef.shape[1])
+    return Pass(None if last is None else last[0], bias, saved)
+
+
+def effective_slopes(relaxation: Relaxation, node: int, slopes: Slopes | None) -> Tensor | None:
+    """The slopes of ``node`` clamped to the range that is sound over the relaxation's present box."""
+    spec = relaxation.alpha if slopes is not None and node in slopes else None
+    if spec is None or slopes is None:
+        return None
+    low = torch.as_tensor(spec.lower, dtype=slopes[node].dtype, device=slopes[node].device)
+    high = torch.as_tensor(spec.upper, dtype=slopes[node].dtype, device=slopes[node].device)
+    return torch.clamp(slopes[node], low, high)
+
+
+def concretize(result: Pass, region: Region) -> Tensor:
+    """Least value of a finished pass over the region: ``[B, T]``."""
+    if result.coef is None:
+        batch = region.center().shape[0]
+        return result.bias.expand(batch, -1)
+    return region.minimum(result.coef) + result.bias
+
+
+def neuron_rows(graph: Graph, node_id: int, index: Tensor, height: int, both: bool = True) -> Rows:
+    """Rows that pick the neurons ``index`` (flat, sorted) of a node and, below them, their negations.
+
+    The list is padded to ``height`` rows by repeating its last neuron, so that every tile has one shape. A plain
+    linear layer starts at its weight's rows: the product with a one-hot matrix is never made.
+    """
+    node = graph.nodes[node_id]
+    if len(index) < height:
+        index = torch.cat([index, index[-1:].expand(height - len(index))])
+    if isinstance(node.op, Linear) and len(node.shape) == 1:
+        coef = node.op.rows(index)
+        bias = None if node.op.bias is None else node.op.bias[index].unsqueeze(0)
+        source = node.inputs[0]
+        coef = (torch.cat([coef, -coef]) if both else coef).unsqueeze(0)
+        if bias is not None and both:
+            bias = torch.cat([bias, -bias], dim=1)
+        return Rows(source, coef, bias, owned=True)
+    reference = _some_tensor(graph)
+    one_hot = reference.new_zeros(2 * height if both else height, node.size)
+    row = torch.arange(height, device=index.device)
+    one_hot[row, index] = 1
+    if both:
+        one_hot[row + height, index] = -1
+    return Rows(node_id, one_hot.reshape(1, -1, *node.shape), None, owned=True)
+
+
+def spec_rows(graph: Graph, c: Tensor) -> Rows:
+    """Rows of a specification matrix ``[B or 1, S, n_out]`` (or ``[B or 1, S, *out]``) on the network's output."""
+    return Rows(graph.output, c.reshape(*c.shape[:2], *graph.output_shape))
+
+
+def _some_tensor(graph: Graph) -> Tensor:
+    """Any parameter of the graph: its dtype and device are the graph's."""
+    for node in graph.nodes:
+        for value in vars(node.op).values() if hasattr(node.op, "__dict__") else ():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return value
+            blocks = getattr(value, "blocks", None)
+            if blocks is not None:
+                first: Tensor = next(iter(blocks())).data
+                return first
+    return torch.zeros(())
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+def _add_split(coef: Tensor, bias: Tensor | None, term: SplitTerm) -> tuple[Tensor, Tensor | None]:
+    """``coef[..., index] -= beta * sign``, the same for all rows of a domain."""
+    shift = term.beta * term.sign
+    flat = coef.flatten(2)
+    batch = max(flat.shape[0], shift.shape[0])
+    flat = flat.expand(batch, -1, -1).index_add(2, term.index, -shift.unsqueeze(1).expand(batch, flat.shape[1], -1))
+    if term.point is not None:
+        bias = _sum(bias, (shift * term.point).sum(-1, keepdim=True))
+    return flat.reshape(batch, *coef.shape[1:]), bias

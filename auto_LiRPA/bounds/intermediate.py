@@ -1,0 +1,224 @@
+"""Boxes of all nonlinear nodes' inputs: interval first, then backward passes for the undecided neurons (DESIGN 2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from auto_LiRPA.bounds.backward import Relaxations, Slopes, backward, concretize, neuron_rows
+from auto_LiRPA.bounds.interval import IntervalWalk, affine_nodes, exact_nodes, nonlinear_inputs
+from auto_LiRPA.bounds.settings import BoundSettings
+from auto_LiRPA.graph.ir import Graph
+from auto_LiRPA.operators.base import NonlinearOperator, Relaxation
+from auto_LiRPA.parallel.context import DistributedContext
+from auto_LiRPA.parallel.tiles import Tile, cut, tile_height
+from auto_LiRPA.values import Interval, Region
+
+Boxes = Mapping[int, Interval]
+
+
+@dataclass(frozen=True, slots=True)
+class StartNode:
+    """A node with neurons that were bounded by backward passes: which ones (flat, sorted), in which tiles.
+
+    ``cheap``: their interval bounds ``[B, u]`` where backward bounds are intersected with those, else None.
+    """
+
+    node: int
+    index: Tensor
+    tiles: tuple[Tile, ...]
+    cheap: Interval | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Intermediate:
+    """Everything a final pass needs: boxes, the relaxations over them, and where they came from."""
+
+    boxes: Boxes
+    relaxations: Relaxations
+    starts: tuple[StartNode, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the caller knows already. ``fixed`` boxes are taken as they are, ``reference`` ones are intersected with."""
+
+    fixed: Boxes
+    reference: Boxes
+
+
+NOTHING_GIVEN = Given({}, {})
+
+Bounder = Callable[[Graph, StartNode, Region, Relaxations, DistributedContext], Interval]
+
+
+def widest(graph: Graph, node_id: int) -> int:
+    """Most neurons of any node that a backward pass from ``node_id`` can meet."""
+    return max(graph.nodes[i].size for i in graph.ancestors[node_id] | {node_id})
+
+
+def cut_rows(graph: Graph, node_id: int, count: int, batch: int, context: DistributedContext, itemsize: int) -> tuple[
+    Tile, ...
+]:
+    """Tiles for ``count`` of a node's neurons: the height comes from the model, the dtype and the setting only."""
+    height = tile_height(
+        graph.nodes[node_id].size, widest(graph, node_id), itemsize, batch, context.settings.tile_rows
+    )
+    return cut(count, height)
+
+
+def interval_boxes(graph: Graph, region: Region, context: DistributedContext, given: Given = NOTHING_GIVEN) -> tuple[
+    Boxes, Interval
+]:
+    """Boxes by interval propagation alone, and the output's interval.
+
+    Over an Lp ball the maps before the first nonlinear node are bounded by an exact backward pass: taking the ball's
+    bounding box through them would be sound but loose, taking its centre would be wrong.
+    """
+    walk = IntervalWalk(graph, region.interval())
+    affine = frozenset() if region.is_box else affine_nodes(graph)
+    boxes: dict[int, Interval] = {}
+    for node_id in (*nonlinear_inputs(graph), graph.output):
+        if node_id in given.fixed:
+            box = given.fixed[node_id]
+        elif node_id in affine and node_id != 0:
+            every = torch.arange(graph.nodes[node_id].size, device=region.center().device)
+            box = bound_neurons(graph, node_id, every, region, {}, context)
+        else:
+            box = walk.at(node_id)
+        if node_id in given.reference:
+            box = box.intersect(given.reference[node_id])
+        walk.set(node_id, box)
+        if node_id != graph.output or node_id in nonlinear_inputs(graph):
+            boxes[node_id] = box
+    return boxes, walk.at(graph.output)
+
+
+def crown_boxes(
+    graph: Graph,
+    region: Region,
+    context: DistributedContext,
+    settings: BoundSettings,
+    given: Given = NOTHING_GIVEN,
+    bounder: Bounder | None = None,
+) -> Intermediate:
+    """Boxes by CROWN: one backward pass per tile of undecided neurons, node after node.
+
+    ``bounder`` bounds a start node's neurons (``[B, u]``); the default is one plain CROWN pass per tile.
+    """
+    walk = IntervalWalk(graph, region.interval())
+    settled = exact_nodes(graph) if region.is_box else frozenset({0})
+    boxes: dict[int, Interval] = {}
+    relaxations: dict[int, Relaxation] = {}
+    starts: list[StartNode] = []
+    for node in graph.nodes[1 : graph.output + 1]:
+        if not isinstance(node.op, NonlinearOperator):
+            continue
+        for position, source in enumerate(node.inputs):
+            if source in boxes:
+                continue
+            if source in given.fixed:
+                boxes[source] = given.fixed[source]
+            else:
+                cheap = tuple(boxes.get(i, walk.at(i)) for i in node.inputs)
+                mask = _undecided(graph, source, node.op.needs_tightening(*cheap)[position], walk)
+                box, start = _tighten(
+                    graph, source, cheap[position], mask, region, relaxations, context, settings,
+                    source in settled, bounder or bound_tiles,
+                )
+                if source in given.reference:
+                    box = box.intersect(given.reference[source])
+                boxes[source] = box
+                if start is not None:
+                    starts.append(start)
+            walk.set(source, boxes[source])
+        relaxations[node.id] = node.op.relax(*(boxes[i] for i in node.inputs))
+    return Intermediate(boxes, relaxations, tuple(starts))
+
+
+def _undecided(graph: Graph, source: int, mask: Tensor, walk: IntervalWalk) -> Tensor:
+    """Union over all nonlinear users of a node of the neurons that they want tightened."""
+    for user in graph.users[source]:
+        op = graph.nodes[user].op
+        if isinstance(op, NonlinearOperator) and len(graph.nodes[user].inputs) == 1:
+            mask = mask | op.needs_tightening(walk.at(source))[0]
+    return mask
+
+
+def _tighten(
+    graph: Graph,
+    node_id: int,
+    cheap: Interval,
+    mask: Tensor,
+    region: Region,
+    relaxations: Relaxations,
+    context: DistributedContext,
+    settings: BoundSettings,
+    settled: bool,
+    bounder: Bounder,
+) -> tuple[Interval, StartNode | None]:
+    """Backward bounds where ``mask`` asks for them; elsewhere the interval bounds stay."""
+    if settled:
+        return cheap, None
+    if settings.sparse_intermediate:
+        index = mask.flatten(1).any(0).nonzero().squeeze(-1)
+    else:
+        index = torch.arange(graph.nodes[node_id].size, device=mask.device)
+    if len(index) == 0:
+        return cheap, None
+    batch = cheap.lower.shape[0]
+    tiles = cut_rows(graph, node_id, len(index), batch, context, cheap.lower.element_size())
+    start = StartNode(node_id, index, tiles, cheap.pick(index) if settings.compare_with_ibp else None)
+    found = bounder(graph, start, region, relaxations, context)
+    return merge(cheap, index, found, settings.compare_with_ibp), start
+
+
+def merge(base: Interval, index: Tensor, found: Interval, intersect: bool) -> Interval:
+    """``base`` with the neurons ``index`` replaced by (or intersected with) ``found`` ``[B, u]``."""
+    if intersect:
+        found = found.intersect(base.pick(index))
+    lower = base.lower.flatten(1).index_copy(1, index, found.lower).reshape(base.lower.shape)
+    upper = base.upper.flatten(1).index_copy(1, index, found.upper).reshape(base.upper.shape)
+    return Interval(lower, upper)
+
+
+def bound_neurons(
+    graph: Graph, node_id: int, index: Tensor, region: Region, relaxations: Relaxations, context: DistributedContext
+) -> Interval:
+    """Backward bounds of some neurons of a node, in the node's own shape if ``index`` is all of them."""
+    center = region.center()
+    tiles = cut_rows(graph, node_id, len(index), center.shape[0], context, center.element_size())
+    found = bound_tiles(graph, StartNode(node_id, index, tiles), region, relaxations, context)
+    node = graph.nodes[node_id]
+    if len(index) != node.size:
+        return found
+    return Interval(found.lower.reshape(-1, *node.shape), found.upper.reshape(-1, *node.shape))
+
+
+def bound_tiles(
+    graph: Graph,
+    start: StartNode,
+    region: Region,
+    relaxations: Relaxations,
+    context: DistributedContext,
+    slopes: Mapping[int, Slopes] | None = None,
+) -> Interval:
+    """Bounds ``[B, u]`` of a start node's neurons, tile by tile. ``slopes``: per tile index, the optimised slopes."""
+    parts: dict[int, Tensor] = {}
+    for position in context.share(len(start.tiles)):
+        tile = start.tiles[position]
+        rows = neuron_rows(graph, start.node, start.index[tile.start : tile.stop], tile.height)
+        mine = None if slopes is None else slopes[position]
+        parts[position] = concretize(backward(graph, rows, relaxations, mine), region)
+        context.counters.tiles += 1
+    return join_tiles(start.tiles, context.gather_tiles(parts, len(start.tiles)))
+
+
+def join_tiles(tiles: tuple[Tile, ...], parts: list[Tensor]) -> Interval:
+    """Lower and upper bounds ``[B, u]`` from each tile's ``[B, 2 * height]`` (rows, then negated rows)."""
+    lower = [part[:, : t.stop - t.start] for t, part in zip(tiles, parts, strict=True)]
+    upper = [-part[:, t.height : t.height + t.stop - t.start] for t, part in zip(tiles, parts, strict=True)]
+    return Interval(torch.cat(lower, dim=1), torch.cat(upper, dim=1))

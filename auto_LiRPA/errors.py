@@ -1,0 +1,35 @@
+"""Exceptions that a user may meet. Every message is one line: the place, what is wrong, the mend."""
+
+from __future__ import annotations
+
+
+class VerifierError(Exception):
+    """Root of all errors raised on purpose by this project."""
+
+
+class UserError(VerifierError):
+    """Bad input: reported as one line with exit code 2, never with a traceback."""
+
+
+class ConfigError(UserError):
+    """A YAML key, command-line flag or option that is unknown, mistyped or impossible here."""
+
+
+class ModelError(UserError):
+    """A network file or module that cannot be read, or whose shapes or weights are unusable."""
+
+
+class UnsupportedOperator(ModelError):
+    """A node whose operator (or this use of it) has no bound rules here."""
+
+
+class SpecError(UserError):
+    """A property that cannot be read or does not fit the network."""
+
+
+class ContractError(VerifierError):
+    """Our own bug: an internal promise was broken. Never reported as a verdict."""
+
+
+class WorkerFailed(VerifierError):
+    """A rank died, hung or ran with other input than its peers (exit code 3)."""

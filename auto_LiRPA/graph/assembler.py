@@ -1,0 +1,129 @@
+"""Collects nodes while a file is read, then removes what the output does not need and returns the finished graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from auto_LiRPA.graph.ir import Graph, Node
+from auto_LiRPA.graph.layout import Constant
+from auto_LiRPA.operators.arithmetic import Affine
+from auto_LiRPA.operators.base import Input, Operator
+from auto_LiRPA.operators.linear import Linear
+from auto_LiRPA.operators.shape import Reshape
+from auto_LiRPA.parallel.store import ParameterStore
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRule:
+    """What the file says about its batch axis.
+
+    ``batched``: axis 0 of the input is a batch axis. ``size``: its length in the file (1 where it is free).
+    ``fixed``: the file allows no other length, so N samples can only mean N runs, and an operation on the batch axis
+    is one on an axis of length 1. Where the length is free, such an operation mixes samples and is refused.
+    """
+
+    batched: bool
+    size: int
+    fixed: bool
+
+
+@dataclass
+class Assembler:
+    """Nodes in the making. Ids are positions; names are given when an ONNX node is finished."""
+
+    store: ParameterStore
+    batch: BatchRule
+    nodes: list[Node] = field(default_factory=list)
+    derived: dict[str, str] = field(default_factory=dict)  # parameter -> ONNX node that computed a constant from it
+    _names: set[str] = field(default_factory=set)
+    _named: int = 0
+
+    def emit(self, op: Operator, inputs: tuple[int, ...], shape: tuple[int, ...]) -> int:
+        """Append a node (its name comes later)."""
+        self.nodes.append(Node(len(self.nodes), "", op, inputs, shape))
+        return len(self.nodes) - 1
+
+    def add_input(self, name: str, shape: tuple[int, ...]) -> int:
+        """Append the network's input."""
+        node = self.emit(Input(), (), shape)
+        self.name_new({node: name}, name)
+        return node
+
+    def reshape(self, node: int, shape: tuple[int, ...]) -> int:
+        """A Reshape, unless it does nothing; one of a Reshape reads that one's source instead."""
+        source = self.nodes[node]
+        if source.shape == shape:
+            return node
+        if isinstance(source.op, Reshape):
+            return self.reshape(source.inputs[0], shape)
+        return self.emit(Reshape(source.shape, shape), (node,), shape)
+
+    def note_derived(self, constants: tuple[Constant, ...], node_name: str) -> None:
+        """Remember that new numbers were computed from parameters, so that they go stale when those change."""
+        for constant in constants:
+            if constant.source is not None:
+                self.derived.setdefault(constant.source, node_name)
+
+    def name_new(self, results: dict[int, str], name: str) -> None:
+        """Name the nodes made since the last call: ``results`` as given, helpers ``name/operator``."""
+        for i in range(self._named, len(self.nodes)):
+            wanted = results.get(i) or f"{name}/{type(self.nodes[i].op).__name__.lower()}"
+            self.nodes[i] = replace(self.nodes[i], name=self._unique(wanted))
+        self._named = len(self.nodes)
+
+    def _unique(self, name: str) -> str:
+        count, unique = 1, name
+        while unique in self._names:
+            count += 1
+            unique = f"{name}_{count}"
+        self._names.add(unique)
+        return unique
+
+    def finish(self, output: int, output_batched: bool) -> Graph:
+        """The graph of what ``output`` depends on, with MatMul + Add of a constant merged."""
+        needed = self._needed(output)
+        merge_bias(self.nodes, needed, output)
+        needed = self._needed(output) | {0}
+        kept = sorted(needed)
+        position = {old: new for new, old in enumerate(kept)}
+        nodes = tuple(
+            replace(self.nodes[i], id=position[i], inputs=tuple(position[j] for j in self.nodes[i].inputs)) for i in kept
+        )
+        return Graph(nodes, position[output], self.batch.batched, output_batched)
+
+    def _needed(self, output: int) -> set[int]:
+        needed, stack = set(), [output]
+        while stack:
+            node = stack.pop()
+            if node not in needed:
+                needed.add(node)
+                stack.extend(self.nodes[node].inputs)
+        return needed
+
+
+def merge_bias(nodes: list[Node], needed: set[int], output: int) -> None:
+    """Give the shift of an Affine to the Linear that it alone reads (MatMul followed by Add), in place."""
+    readers: dict[int, int] = {}
+    for i in needed:
+        for source in nodes[i].inputs:
+            readers[source] = readers.get(source, 0) + 1
+    for i in sorted(needed):
+        node = nodes[i]
+        if not isinstance(node.op, Affine) or node.op.scale is not None or node.op.shift is None:
+            continue
+        (source,) = node.inputs
+        linear = nodes[source]
+        if not isinstance(linear.op, Linear) or linear.op.bias is not None or readers[source] > 1 or source == output:
+            continue
+        bias = last_axis_vector(node.op.shift, linear.shape)
+        if bias is not None:
+            nodes[i] = replace(node, op=Linear(linear.op.weight, bias), inputs=linear.inputs)
+
+
+def last_axis_vector(values: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+    """``values`` (broadcastable to ``shape``) as one number per entry of the last axis; None if it needs more."""
+    if not shape or any(s != 1 for s in values.shape[:-1]):
+        return None
+    return values.reshape(-1).expand(shape[-1])

@@ -1,0 +1,78 @@
+"""The network as a sorted, immutable graph of typed nodes with resolved per-sample shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from torch import Tensor
+
+from auto_LiRPA.operators.base import Operator
+from auto_LiRPA.parallel.store import Weight
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operator application. ``inputs`` are positions of earlier nodes; ``shape`` is without the batch."""
+
+    id: int
+    name: str
+    op: Operator
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of neurons."""
+        n = 1
+        for s in self.shape:
+            n *= s
+        return n
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in topological order: ``nodes[i].id == i``; node 0 is the only input.
+
+    ``output`` is the id of the result. ``input_batched``/``output_batched`` say whether the file's own tensors carry a
+    batch axis in front (some nets are exported without one); ``input_shape``/``output_shape`` are per-sample.
+    """
+
+    nodes: tuple[Node, ...]
+    output: int
+    input_batched: bool = True
+    output_batched: bool = True
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.nodes[0].shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        return self.nodes[self.output].shape
+
+    @cached_property
+    def users(self) -> tuple[tuple[int, ...], ...]:
+        """For each node, the ids of the nodes that read it."""
+        lists: list[list[int]] = [[] for _ in self.nodes]
+        for node in self.nodes:
+            for source in node.inputs:
+                lists[source].append(node.id)
+        return tuple(tuple(x) for x in lists)
+
+    @cached_property
+    def ancestors(self) -> tuple[frozenset[int], ...]:
+        """For each node, the ids of all nodes that it depends on (itself not included)."""
+        sets: list[frozenset[int]] = []
+        for node in self.nodes:
+            sets.append(frozenset(node.inputs).union(*(sets[i] for i in node.inputs)) if node.inputs else frozenset())
+        return tuple(sets)
+
+    def mapped(self, tensor: Callable[[Tensor], Tensor], weight: Callable[[Weight], Weight]) -> Graph:
+        """The same graph with every constant and weight replaced (device, dtype or store changes)."""
+        return replace(self, nodes=tuple(replace(n, op=n.op.mapped(tensor, weight)) for n in self.nodes))
+
+    def by_name(self, name: str) -> Node | None:
+        """The node of that name, if there is one."""
+        return next((n for n in self.nodes if n.name == name), None)

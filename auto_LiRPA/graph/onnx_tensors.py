@@ -1,0 +1,119 @@
+"""ONNX tensors -> torch tensors: one copy for embedded data, memory-mapped for external data."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from auto_LiRPA.errors import ModelError
+
+if TYPE_CHECKING:
+    from onnx import TensorProto
+
+# TensorProto.DataType -> (torch, numpy); bfloat16 has no numpy type and is carried as 16-bit integers
+_TYPES: dict[int, tuple[torch.dtype, type[np.generic]]] = {
+    1: (torch.float32, np.float32),
+    2: (torch.uint8, np.uint8),
+    3: (torch.int8, np.int8),
+    5: (torch.int16, np.int16),
+    6: (torch.int32, np.int32),
+    7: (torch.int64, np.int64),
+    9: (torch.bool, np.bool_),
+    10: (torch.float16, np.float16),
+    11: (torch.float64, np.float64),
+    16: (torch.bfloat16, np.int16),
+}
+_EXTERNAL = 1  # TensorProto.DataLocation
+
+
+def torch_tensor(proto: TensorProto, place: str, folder: Path | None = None) -> Tensor:
+    """The tensor in its own element type.
+
+    Args:
+        proto: the ONNX tensor.
+        place: file and tensor name for errors.
+        folder: where external data lie; None refuses them.
+
+    Raises:
+        ModelError: unknown element type, or data missing or of the wrong length.
+    """
+    if proto.data_type not in _TYPES:
+        raise ModelError(f"{place}: element type {proto.data_type} is not supported; export it as FLOAT or DOUBLE")
+    dtype, carrier = _TYPES[proto.data_type]
+    dims = tuple(proto.dims)
+    if proto.data_location == _EXTERNAL:
+        array = _external(proto, place, folder, carrier, math.prod(dims))
+        return _with_dtype(torch.from_numpy(array).reshape(dims), dtype)
+    out = torch.empty(dims, dtype=torch.int16 if dtype == torch.bfloat16 else dtype)
+    if proto.HasField("raw_data"):
+        raw = proto.raw_data
+        if len(raw) != out.numel() * out.element_size():
+            raise ModelError(
+                f"{place}: {len(raw)} bytes of data for shape {list(dims)}; the file is damaged, export it again"
+            )
+        source = np.frombuffer(raw, carrier)
+    else:
+        source = _typed_data(proto, place, carrier)
+        if source.size != out.numel():
+            raise ModelError(f"{place}: {source.size} values for shape {list(dims)}; the file is damaged")
+    out.numpy()[...] = source.reshape(dims)
+    return _with_dtype(out, dtype)
+
+
+def _with_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.view(dtype) if dtype == torch.bfloat16 else tensor
+
+
+def _typed_data(proto: TensorProto, place: str, carrier: type[np.generic]) -> np.ndarray:
+    """Values kept in the typed fields (small tensors written by helper functions)."""
+    from onnx import numpy_helper
+
+    try:
+        array = numpy_helper.to_array(proto)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{place}: the tensor cannot be read ({_first_line(error)})") from error
+    return array.view(carrier) if array.dtype != carrier and array.itemsize == 2 else array.astype(carrier, copy=False)
+
+
+def _external(
+    proto: TensorProto, place: str, folder: Path | None, carrier: type[np.generic], count: int
+) -> np.ndarray:
+    """External data, mapped privately: pages are read on first use and writes never reach the file."""
+    info = {entry.key: entry.value for entry in proto.external_data}
+    if folder is None or "location" not in info:
+        raise ModelError(f"{place}: its data lie outside the file and cannot be found")
+    path = (folder / info["location"]).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ModelError(f"{place}: external data {info['location']} lie outside the model's folder; move them beside it")
+    offset = int(info.get("offset", "0"))
+    need = offset + count * np.dtype(carrier).itemsize
+    if not path.is_file() or path.stat().st_size < need:
+        raise ModelError(f"{place}: external data file {path} is missing or too short; copy it beside the model")
+    if count == 0:
+        return np.zeros(0, carrier)
+    return np.memmap(path, dtype=carrier, mode="c", offset=offset, shape=(count,))
+
+
+def require_finite(tensor: Tensor, place: str) -> None:
+    """A NaN or Inf weight makes every bound meaningless: refused at once.
+
+    Raises:
+        ModelError: naming the tensor.
+    """
+    if not tensor.is_floating_point() or tensor.is_meta or tensor.numel() == 0:
+        return
+    # one cheap pass: NaN and Inf survive a sum; a finite tensor may overflow it, so only then look closer
+    if bool(torch.isfinite(tensor.detach().sum())) or bool(torch.isfinite(tensor.detach()).all()):
+        return
+    kind = "NaN" if bool(torch.isnan(tensor).any()) else "Inf"
+    raise ModelError(f"{place}: the weights contain {kind}; the network is unusable, train or export it again")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""Operators: one family a file; each has a concrete forward, an interval rule and a backward linear rule."""

@@ -1,0 +1,145 @@
+"""ReLU and LeakyReLU: the relaxation that everything else waits for, with its gradient by hand (DESIGN 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from auto_LiRPA.operators.base import (
+    AlphaSpec,
+    LinearBounds,
+    NonlinearOperator,
+    Pulled,
+    Relaxation,
+    RelaxationGradient,
+    rows_dot,
+)
+from auto_LiRPA.operators.elementwise import push_lines
+from auto_LiRPA.tolerances import DENOMINATOR_FLOOR
+from auto_LiRPA.values import Interval, Lines
+
+SLOPE_RULES = ("adaptive", "same-slope", "zero-lb", "one-lb", "reversed-adaptive")
+
+
+@dataclass(frozen=True)
+class Relu(NonlinearOperator):
+    """``max(x, leak * x)`` with 0 <= leak < 1; leak = 0 is the plain ReLU."""
+
+    leak: float = 0.0
+    slope_rule: str = "adaptive"
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
+        return x.clamp_min(0) if self.leak == 0 else torch.nn.functional.leaky_relu(x, self.leak)
+
+    def interval(self, *inputs: Interval) -> Interval:
+        (x,) = inputs
+        return Interval(self.forward(x.lower), self.forward(x.upper))
+
+    def relax(self, *boxes: Interval) -> Relaxation:
+        return ReluRelaxation(self, boxes[0])
+
+    def needs_tightening(self, *boxes: Interval) -> tuple[Tensor, ...]:
+        (x,) = boxes
+        # a NaN bound counts as unstable: it is never taken for a proof of stability
+        return (~((x.lower >= 0) | (x.upper <= 0)),)
+
+    def lines(self, box: Interval) -> Lines:
+        """Upper: the chord. Lower: a line through 0 whose slope follows ``slope_rule`` (interface: CROWN's start)."""
+        lo, hi = box.lower, box.upper
+        unstable = (lo < 0) & (hi > 0)
+        width = torch.where(unstable, hi - lo, 1.0).clamp_min(DENOMINATOR_FLOOR)
+        stable = torch.where(lo >= 0, 1.0, self.leak).to(lo)
+        # the share of the interval that is positive; taken from hi/width so that it stays within [0, 1]
+        positive = (hi / width).clamp(0, 1)
+        chord = torch.where(unstable, self.leak + (1 - self.leak) * positive, stable)
+        offset = torch.where(unstable, -(1 - self.leak) * positive * lo, 0.0)
+        start = self._start_slope(hi, lo, positive, chord)
+        return Lines(torch.where(unstable, start, stable), None, chord, offset)
+
+    def _start_slope(self, hi: Tensor, lo: Tensor, positive: Tensor, chord: Tensor) -> Tensor:
+        if self.slope_rule == "same-slope":
+            return chord
+        if self.slope_rule == "zero-lb":
+            return torch.full_like(lo, self.leak)
+        if self.slope_rule == "one-lb":
+            return torch.ones_like(lo)
+        return torch.where(hi > -lo, 1.0, self.leak).to(lo)
+
+
+class ReluRelaxation(Relaxation):
+    """Lines of a ReLU over one box; alpha is the lower slope of the unstable neurons, one per row."""
+
+    def __init__(self, op: Relu, box: Interval) -> None:
+        self.op = op
+        self.box = box
+        self.lines = op.lines(box)
+        self._spec: AlphaSpec | None = None
+
+    @property
+    def alpha(self) -> AlphaSpec:  # type: ignore[override]
+        """Built on first use: finding the unstable neurons costs one host synchronisation."""
+        if self._spec is None:
+            unstable = ((self.box.lower < 0) & (self.box.upper > 0)).flatten(1)
+            index = unstable.any(0).nonzero().squeeze(-1) if self.pinned is None else self.pinned
+            initial = self.lines.lower_slope.flatten(1)[:, index].unsqueeze(1)
+            free = unstable[:, index].unsqueeze(1).unsqueeze(1)
+            # a neuron that is unstable elsewhere in the batch but stable here keeps its exact slope
+            fixed = initial.unsqueeze(1)
+            low, high = torch.where(free, self.op.leak, fixed), torch.where(free, 1.0, fixed)
+            self._spec = AlphaSpec(index, initial, low, high)
+        return self._spec
+
+    def _lower_slope(self, rows: int, alpha: Tensor | None) -> Tensor:
+        """``[B, 1 or T, n]``."""
+        dense = self.lines.lower_slope.flatten(1).unsqueeze(1)
+        if alpha is None:
+            return dense
+        spread = dense.expand(-1, rows, -1).clone()
+        return spread.index_copy_(2, self.alpha.index, alpha[:, :, 0].expand(spread.shape[0], rows, -1))
+
+    def pull(self, coef: Tensor, alpha: Tensor | None = None, owned: bool = False) -> Pulled:
+        flat = coef.flatten(2)
+        offset = self.lines.upper_offset
+        assert offset is not None
+        bias = rows_dot(flat.clamp_max(0), offset.flatten(1))
+        lower = self._lower_slope(flat.shape[1], alpha)
+        slope = torch.where(flat >= 0, lower, self.lines.upper_slope.flatten(1).unsqueeze(1))
+        out = flat.mul_(slope) if owned and flat.shape == slope.shape else flat * slope
+        return Pulled((out.unflatten(2, coef.shape[2:]),), bias)
+
+    def values(self, coef: Tensor, inputs: tuple[Tensor, ...], alpha: Tensor | None = None) -> Tensor:
+        flat, z = coef.flatten(2), inputs[0].flatten(2)
+        offset = self.lines.upper_offset
+        assert offset is not None
+        positive = flat >= 0
+        lower = self._lower_slope(flat.shape[1], alpha)
+        slope = torch.where(positive, lower, self.lines.upper_slope.flatten(1).unsqueeze(1))
+        shift = torch.where(positive, 0.0, offset.flatten(1).unsqueeze(1))
+        return (slope * z + shift).unflatten(2, coef.shape[2:])
+
+    def gradient(
+        self, coef: Tensor, inputs: tuple[Tensor, ...], weight: Tensor, alpha: Tensor | None = None
+    ) -> RelaxationGradient:
+        """``d/dalpha_j = A_j+ z_j``; where A_j < 0 the chord moves with its ends:
+        ``d/du = -A l (z - l) / (u - l)^2`` and ``d/dl = A u (z - u) / (u - l)^2`` (times 1 - leak)."""
+        flat, z = coef.flatten(2), inputs[0].flatten(2)
+        box, w = self.box.flat(), weight.unsqueeze(-1)
+        d_alpha = None
+        if alpha is not None:
+            index = self.alpha.index
+            d_alpha = (flat[:, :, index].clamp_min(0) * z[:, :, index] * w).unsqueeze(2)
+        negative = flat.clamp_max(0) * w
+        with_z, plain = (negative * z).sum(1), negative.sum(1)
+        unstable = (box.lower < 0) & (box.upper > 0)
+        width = torch.where(unstable, box.upper - box.lower, 1.0).clamp_min(DENOMINATOR_FLOOR)
+        scale = torch.where(unstable, (1 - self.op.leak) / width**2, 0.0)
+        d_upper = -box.lower * (with_z - plain * box.lower) * scale
+        d_lower = box.upper * (with_z - plain * box.upper) * scale
+        shape = self.box.lower.shape
+        return RelaxationGradient(d_alpha, (Interval(d_lower.reshape(shape), d_upper.reshape(shape)),))
+
+    def push(self, inputs: tuple[LinearBounds, ...]) -> LinearBounds:
+        return push_lines(self.lines, inputs[0])

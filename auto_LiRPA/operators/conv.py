@@ -1,0 +1,113 @@
+"""Convolution over one or two spatial axes, with groups, dilation and stride. Exact in every direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from auto_LiRPA.operators.base import LinearOperator
+from auto_LiRPA.parallel.store import Weight
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """Consecutive output channels of one block that see ``groups`` whole groups of input channels, or a part of one.
+
+    ``rows``: output channels; ``channels``: the input channels they read; ``data``: their weights.
+    """
+
+    rows: slice
+    channels: slice
+    groups: int
+    data: Tensor
+
+
+@dataclass(frozen=True)
+class Conv(LinearOperator):
+    """``y = conv(x, weight) + bias`` for per-sample shape ``in_shape = (channels, *spatial)``.
+
+    ``weight``: ``[out, in / groups, *kernel]`` in blocks of output channels; ``bias``: ``[out]`` or None. ``padding``
+    holds one number per spatial axis, used on both sides (the reader writes unequal padding as a PadConstant before).
+    """
+
+    weight: Weight
+    bias: Tensor | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    in_shape: tuple[int, ...]
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Per-sample shape of the result."""
+        sizes = zip(self.in_shape[1:], self.weight.shape[2:], self.stride, self.padding, self.dilation, strict=True)
+        spatial = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
+        return (self.weight.shape[0], *spatial)
+
+    def bias_values(self) -> Tensor | None:
+        return None if self.bias is None else self.bias.reshape(-1, *([1] * len(self.stride)))
+
+    def bias_dot(self, coef: Tensor) -> Tensor | None:
+        # sums over the spatial axes first: coef * bias is never made
+        return None if self.bias is None else coef.flatten(2).sum(2) @ self.bias
+
+    def apply(self, *inputs: Tensor) -> Tensor:
+        return self._times(inputs[0], absolute=False)
+
+    def apply_abs(self, *inputs: Tensor) -> Tensor:
+        return self._times(inputs[0], absolute=True)
+
+    def _times(self, x: Tensor, absolute: bool) -> Tensor:
+        conv: Callable[..., Tensor] = _CONV[len(self.stride)]
+        parts = []
+        for part in self._segments():
+            data = part.data.abs() if absolute else part.data
+            parts.append(conv(x[:, part.channels], data, None, self.stride, self.padding, self.dilation, part.groups))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def transpose(self, coef: Tensor) -> tuple[Tensor, ...]:
+        """The transposed convolution, summed block by block in the store's order (the same in every store)."""
+        out: Tensor | None = None
+        for part in self._segments():
+            piece = self._transposed(coef[:, part.rows], part)
+            if piece.shape[1] != self.in_shape[0]:
+                # a part of the channels. Adding in place is safe for autograd too: a sum saves none of its operands
+                out = coef.new_zeros(coef.shape[0], *self.in_shape) if out is None else out
+                out[:, part.channels] += piece
+            else:
+                out = piece if out is None else out.add_(piece)
+        assert out is not None
+        return (out,)
+
+    def _transposed(self, coef: Tensor, part: _Segment) -> Tensor:
+        transposed: Callable[..., Tensor] = _TRANSPOSED[len(self.stride)]
+        # a stride that does not divide leaves input entries at the far end that no window reads: they get zeros
+        sizes = zip(
+            self.in_shape[1:], self.out_shape[1:], part.data.shape[2:], self.stride, self.padding, self.dilation,
+            strict=True,
+        )  # fmt: skip
+        rest = tuple(n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, k, s, p, d in sizes)
+        return transposed(coef, part.data, None, self.stride, self.padding, rest, part.groups, self.dilation)
+
+    def _segments(self) -> Iterator[_Segment]:
+        """The blocks, cut where they leave a group of channels in the middle."""
+        per_out, per_in = self.weight.shape[0] // self.groups, self.in_shape[0] // self.groups
+        for block in self.weight.blocks():
+            start = block.start
+            while start < block.stop:
+                first, within = divmod(start, per_out)
+                whole = 0 if within else (block.stop - start) // per_out
+                stop = start + whole * per_out if whole else min(block.stop, (first + 1) * per_out)
+                count = max(whole, 1)
+                channels = slice(first * per_in, (first + count) * per_in)
+                data = block.data[start - block.start : stop - block.start]
+                yield _Segment(slice(start, stop), channels, count, data)
+                start = stop
+
+
+_CONV = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d}
+_TRANSPOSED = {1: torch.nn.functional.conv_transpose1d, 2: torch.nn.functional.conv_transpose2d}

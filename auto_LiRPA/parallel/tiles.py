@@ -1,0 +1,46 @@
+"""Tiles: the fixed number of rows that a backward pass works on at a time (DESIGN 2.2).
+
+A row is one linear function C.z of a start node; its lower and its upper bound are done in the same tile, so a
+coefficient matrix of a tile is twice as high as the tile. The height follows from model, dtype and settings only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ONE_TILE_MIB = 64
+MIN_TILES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Rows ``start:stop`` of a list of rows, computed at height ``height`` (the last tile is padded to it)."""
+
+    index: int
+    start: int
+    stop: int
+    height: int
+
+
+def tile_height(n_rows: int, widest: int, itemsize: int, batch: int, setting: int | Literal["auto"]) -> int:
+    """Rows per tile for a start node of ``n_rows`` rows whose coefficients are at most ``widest`` elements wide.
+
+    `auto` takes all rows in one tile while one copy of its coefficients (both signs) stays under 64 MiB, and otherwise
+    at least 8 tiles, each under 64 MiB where a single row allows it.
+    """
+    if setting != "auto":
+        return min(setting, n_rows)
+    row_bytes = 2 * widest * itemsize * batch
+    if n_rows * row_bytes <= ONE_TILE_MIB * 2**20:
+        return n_rows
+    fitting = max(1, (ONE_TILE_MIB * 2**20) // row_bytes)
+    return max(1, min(-(-n_rows // MIN_TILES), fitting))
+
+
+def cut(n_rows: int, height: int) -> tuple[Tile, ...]:
+    """Tiles that cover ``range(n_rows)`` in order: one as high as its rows, or several of equal height."""
+    if n_rows <= height:
+        return (Tile(0, 0, n_rows, n_rows),) if n_rows else ()
+    starts = range(0, n_rows, height)
+    return tuple(Tile(i, s, min(s + height, n_rows), height) for i, s in enumerate(starts))

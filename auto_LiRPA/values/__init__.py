@@ -1,0 +1,7 @@
+"""Nouns of the library: intervals, regions, affine pieces. Frozen, shape-checked, no algorithms."""
+
+from auto_LiRPA.values.interval import Interval
+from auto_LiRPA.values.lines import Lines
+from auto_LiRPA.values.regions import Box, LpBall, Region
+
+__all__ = ["Box", "Interval", "Lines", "LpBall", "Region"]

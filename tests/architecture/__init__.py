@@ -1,0 +1,1 @@
+"""The structure of the project is tested too: layers, places, sizes."""

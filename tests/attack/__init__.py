@@ -1,0 +1,1 @@
+"""Tests of complete_verifier/attack."""

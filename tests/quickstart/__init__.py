@@ -1,0 +1,1 @@
+"""The quickstart: its files are what they say, without asking the verifier."""

@@ -33,3 +33,7 @@ class ContractError(VerifierError):
 
 class WorkerFailed(VerifierError):
     """A rank died, hung or ran with other input than its peers (exit code 3)."""
+
+
+class OutOfTime(VerifierError):
+    """The deadline passed within a bounding pass. The stage that catches it goes on with what it has."""

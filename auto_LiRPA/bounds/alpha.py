@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from auto_LiRPA.bounds.ascent import Moments, ascend
-from auto_LiRPA.bounds.backward import Relaxations, Rows, backward, concretize, neuron_rows
+from auto_LiRPA.bounds.backward import Pass, Relaxations, Rows, Slopes, backward, concretize, neuron_rows
 from auto_LiRPA.bounds.final import SpecTiles, spec_tiles
 from auto_LiRPA.bounds.intermediate import (
     NOTHING_GIVEN,
     Given,
     Intermediate,
     StartNode,
-    bound_tiles,
     crown_boxes,
     join_tiles,
     merge,
@@ -28,6 +27,7 @@ from auto_LiRPA.bounds.intermediate import (
 from auto_LiRPA.bounds.optimize import Proven, SecondsLeft, _Best, initial_slopes, optimize_rows, project
 from auto_LiRPA.bounds.settings import AlphaSettings, BoundSettings
 from auto_LiRPA.bounds.sweep import objective_weight, sweep
+from auto_LiRPA.errors import OutOfTime
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.base import Relaxation
 from auto_LiRPA.parallel.context import DistributedContext
@@ -36,6 +36,10 @@ from auto_LiRPA.values import Interval, Region
 FINAL = -1  # the key of the specification's own rows among the start nodes
 
 TileSlopes = dict[int, Tensor]
+
+# Coefficients of all tiles together that may be kept from the bounding pass to the gradient; above it each tile's
+# pass is run again. Decided from the model's sizes alone, and the numbers are the same either way.
+KEEP_PASSES_MIB = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +166,24 @@ class _Joint:
                     self.slopes[key] = self._initial(start.node, rows)
         for position in context.share(len(spec.tiles)):
             self.slopes[(FINAL, position)] = self._initial(graph.output, spec.tiles[position].height)
+        self.keep_passes = self._pass_bytes() <= KEEP_PASSES_MIB * 2**20
+        self.passes: dict[tuple[int, int], Pass] = {}
         self.moments = {key: Moments.zero(list(value.values())) for key, value in self.slopes.items()}
         self.found: dict[int, Interval] = {}  # the start nodes' own bounds of this iteration, before intersection
         self.best_boxes: dict[int, Interval] = dict(base.boxes)
+
+    def _pass_bytes(self) -> int:
+        """Bytes of the coefficients at all nonlinear nodes, over all tiles of all start nodes."""
+        itemsize = self.spec.c.element_size()
+
+        def per_row(node_id: int) -> int:
+            below = (self.graph.ancestors[node_id] | {node_id}) & set(self.base.relaxations)
+            return itemsize * self.batch * (self.graph.nodes[0].size + sum(self.graph.nodes[j].size for j in below))
+
+        total = per_row(self.graph.output) * sum(t.height for t in self.spec.tiles)
+        for start in self.starts:
+            total += per_row(start.node) * 2 * sum(t.height for t in start.tiles)
+        return total
 
     def _key(self, start: int, tile: int) -> tuple[int, int]:
         return start, 0 if self.settings.share_alphas else tile
@@ -184,8 +203,13 @@ class _Joint:
         look = 5 if self.spec.c.is_cuda else 1
         done = 0
         for iteration in range(self.settings.iterations):
-            relaxations = self._refresh()
-            lower = self._final_bounds(relaxations)
+            try:
+                relaxations = self._refresh()
+                lower = self._final_bounds(relaxations)
+            except OutOfTime:
+                if iteration == 0:
+                    raise
+                break
             last = iteration + 1 == self.settings.iterations
             keep = iteration == 0 or last or iteration >= int(
                 self.settings.iterations * self.settings.start_save_best
@@ -203,12 +227,18 @@ class _Joint:
                 break
             if seconds_left is not None and iteration % look == look - 1 and seconds_left() <= 0:
                 break
-            self._step(relaxations, weight, iteration)
+            try:
+                self._step(relaxations, weight, iteration)
+            except OutOfTime:
+                break
         intermediate = self._best_intermediate()
         slopes = tuple({j: best.slopes[self._flat(p, j)] for j in tile} for p, tile in final.items())
         # one more look with the best boxes of all iterations together: sound, and often tighter than any one of them
-        lower = self._final_bounds(intermediate.relaxations, slopes)
-        return AlphaResult(torch.fmax(best.lower, lower), intermediate, slopes, done)
+        try:
+            lower = torch.fmax(best.lower, self._final_bounds(intermediate.relaxations, slopes))
+        except OutOfTime:
+            lower = best.lower
+        return AlphaResult(lower, intermediate, slopes, done)
 
     def _flat(self, tile: int, node_id: int) -> int:
         return tile * len(self.graph.nodes) + node_id
@@ -229,10 +259,7 @@ class _Joint:
                 start = by_node.pop(source, None)
                 if start is None:
                     continue
-                mine = {
-                    p: self.slopes[self._key(source, p)] for p in self.context.share(len(start.tiles))
-                }
-                found = bound_tiles(self.graph, start, self.region, relaxations, self.context, mine)
+                found = self._bound_start(start, relaxations)
                 self.found[source] = found
                 if start.cheap is not None:
                     found = found.intersect(start.cheap)
@@ -247,6 +274,25 @@ class _Joint:
             relaxations[node.id] = relaxation
         return relaxations
 
+    def _bound_start(self, start: StartNode, relaxations: Relaxations) -> Interval:
+        """Bounds of one start node's neurons under the present slopes."""
+        parts = {}
+        for position in self.context.share(len(start.tiles)):
+            tile = start.tiles[position]
+            rows = neuron_rows(self.graph, start.node, start.index[tile.start : tile.stop], tile.height)
+            slopes = self.slopes[self._key(start.node, position)]
+            parts[position] = self._pass(rows, relaxations, slopes, (start.node, position))
+        return join_tiles(start.tiles, self.context.gather_tiles(parts, len(start.tiles)))
+
+    def _pass(self, rows: Rows, relaxations: Relaxations, slopes: Slopes, key: tuple[int, int]) -> Tensor:
+        """One tile's bounds ``[B, T]``; its coefficients are kept for the gradient where memory allows."""
+        self.context.check_time()
+        self.context.counters.tiles += 1
+        result = backward(self.graph, rows, relaxations, slopes, save=self.keep_passes)
+        if self.keep_passes:
+            self.passes[key] = result
+        return concretize(result, self.region)
+
     def _final_bounds(
         self, relaxations: Relaxations, slopes: tuple[Mapping[int, Tensor], ...] | None = None
     ) -> Tensor:
@@ -254,8 +300,7 @@ class _Joint:
         for mine, position in enumerate(self.context.share(len(self.spec.tiles))):
             rows = self.spec.rows(self.graph, position, self.sign)
             variables = self.slopes[(FINAL, position)] if slopes is None else slopes[mine]
-            result = backward(self.graph, rows, relaxations, variables)
-            parts[position] = concretize(result, self.region)
+            parts[position] = self._pass(rows, relaxations, variables, (FINAL, position))
         return self.spec.join(self.context.gather_tiles(parts, len(self.spec.tiles)))
 
     def _step(self, relaxations: Relaxations, weight: Tensor, iteration: int) -> None:
@@ -267,7 +312,7 @@ class _Joint:
             tile = self.spec.tiles[position]
             rows = self.spec.rows(self.graph, position, self.sign)
             w = _padded(weight[:, tile.start : tile.stop], tile.height)
-            parts[position] = self._tile_gradient(rows, relaxations, w, (FINAL, position), gradients)
+            parts[position] = self._tile_gradient(rows, relaxations, w, (FINAL, position), position, gradients)
         self._add_adjoints(adjoint, parts, len(self.spec.tiles))
         for start in reversed(self.starts):
             seed = adjoint.pop(start.node, None)
@@ -281,7 +326,7 @@ class _Joint:
                 w = torch.cat([_padded(lower_w[:, cut], tile.height), _padded(-upper_w[:, cut], tile.height)], 1)
                 rows = neuron_rows(self.graph, start.node, start.index[cut], tile.height)
                 key = self._key(start.node, position)
-                parts[position] = self._tile_gradient(rows, relaxations, w, key, gradients)
+                parts[position] = self._tile_gradient(rows, relaxations, w, key, position, gradients)
             self._add_adjoints(adjoint, parts, len(start.tiles))
         rate = self.settings.lr_alpha * self.settings.decay**iteration
         for key, found in gradients.items():
@@ -296,11 +341,15 @@ class _Joint:
         relaxations: Relaxations,
         weight: Tensor,
         key: tuple[int, int],
+        tile: int,
         gradients: dict[tuple[int, int], dict[int, Tensor]],
     ) -> dict[int, Interval]:
-        """Recompute one tile's pass with its coefficients kept, and sweep. Returns its share of the box adjoints."""
+        """Sweep one tile, its pass run again where its coefficients were not kept. Returns its box adjoints."""
+        self.context.check_time()
         slopes = self.slopes[key]
-        result = backward(self.graph, replace(rows, owned=False), relaxations, slopes, save=True)
+        result = self.passes.pop((key[0], tile), None)
+        if result is None:
+            result = backward(self.graph, replace(rows, owned=False), relaxations, slopes, save=True)
         found = sweep(self.graph, rows.node, result, self.region, relaxations, weight, slopes)
         mine = gradients.setdefault(key, {})
         for node_id, value in found.slopes.items():

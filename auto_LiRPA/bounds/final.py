@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from auto_LiRPA.bounds.backward import Relaxations, Rows, Slopes, SplitTerm, backward, concretize, spec_rows
+from auto_LiRPA.bounds.backward import Relaxations, Rows, backward, concretize, spec_rows
 from auto_LiRPA.bounds.intermediate import widest
 from auto_LiRPA.bounds.interval import IntervalWalk
 from auto_LiRPA.graph.ir import Graph
@@ -62,6 +62,7 @@ def final_lower(
     """CROWN lower bounds of ``sign * c . y``: ``[B, S]``."""
     parts: dict[int, Tensor] = {}
     for position in context.share(len(spec.tiles)):
+        context.check_time()
         rows = spec.rows(graph, position, sign)
         parts[position] = concretize(backward(graph, rows, relaxations), region)
         context.counters.tiles += 1

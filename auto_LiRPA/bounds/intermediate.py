@@ -209,6 +209,7 @@ def bound_tiles(
     """Bounds ``[B, u]`` of a start node's neurons, tile by tile. ``slopes``: per tile index, the optimised slopes."""
     parts: dict[int, Tensor] = {}
     for position in context.share(len(start.tiles)):
+        context.check_time()
         tile = start.tiles[position]
         rows = neuron_rows(graph, start.node, start.index[tile.start : tile.stop], tile.height)
         mine = None if slopes is None else slopes[position]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from auto_LiRPA.graph.ir import Graph, Node
@@ -35,6 +36,8 @@ class Assembler:
 
     store: ParameterStore
     batch: BatchRule
+    dtype: torch.dtype
+    device: torch.device
     nodes: list[Node] = field(default_factory=list)
     derived: dict[str, str] = field(default_factory=dict)  # parameter -> ONNX node that computed a constant from it
     _names: set[str] = field(default_factory=set)
@@ -88,10 +91,11 @@ class Assembler:
         needed = self._needed(output) | {0}
         kept = sorted(needed)
         position = {old: new for new, old in enumerate(kept)}
-        nodes = tuple(
-            replace(self.nodes[i], id=position[i], inputs=tuple(position[j] for j in self.nodes[i].inputs)) for i in kept
-        )
-        return Graph(nodes, position[output], self.batch.batched, output_batched)
+        nodes = []
+        for i in kept:
+            sources = tuple(position[j] for j in self.nodes[i].inputs)
+            nodes.append(replace(self.nodes[i], id=position[i], inputs=sources))
+        return Graph(tuple(nodes), position[output], self.batch.batched, output_batched)
 
     def _needed(self, output: int) -> set[int]:
         needed, stack = set(), [output]

@@ -29,8 +29,9 @@ class NodeView:
         attributes: Attributes,
         inputs: tuple[Value | None, ...],
         n_outputs: int,
+        outputs_declared: int,
     ) -> None:
-        """``place`` names file, node and operator in errors; ``n_outputs`` counts the outputs that anything reads."""
+        """``place`` names file, node and operator; ``n_outputs`` is 1 + the last output that anything reads."""
         self.assembler = assembler
         self.op_type = op_type
         self.name = name
@@ -39,6 +40,7 @@ class NodeView:
         self.attributes = attributes
         self.inputs = inputs
         self.n_outputs = n_outputs
+        self.outputs_declared = outputs_declared
 
     # -- errors -----------------------------------------------------------------------------------------------------
 
@@ -113,6 +115,14 @@ class NodeView:
         self.assembler.note_derived(constants, self.name)
         return rule(*(c.tensor.detach() for c in constants))
 
+    def number(self, value: float) -> Tensor:
+        """A plain number of the run's element type, on its device."""
+        return torch.tensor(value, dtype=self.assembler.dtype, device=self.assembler.device)
+
+    def indices(self, values: list[int]) -> Tensor:
+        """Indices on the run's device."""
+        return torch.tensor(values, dtype=torch.int64, device=self.assembler.device)
+
     # -- axes -------------------------------------------------------------------------------------------------------
 
     def axis_number(self, axis: int, rank: int) -> int:
@@ -175,9 +185,7 @@ class NodeView:
         """A node whose result has the layout of its first input."""
         return inputs[0].at(self.assembler.emit(op, tuple(x.node for x in inputs), shape), shape)
 
-    def reshape(
-        self, x: Activation, shape: tuple[int, ...], *, batch: int | None, folded: bool = False
-    ) -> Activation:
+    def reshape(self, x: Activation, shape: tuple[int, ...], *, batch: int | None, folded: bool = False) -> Activation:
         """The same entries per sample in another shape and layout."""
         return Activation(self.assembler.reshape(x.node, shape), shape, batch, folded)
 
@@ -246,4 +254,9 @@ class NodeView:
         try:
             return tuple(torch.broadcast_shapes(a, b))
         except RuntimeError as error:
-            raise ModelError(f"{self.place}: shapes {list(a)} and {list(b)} (per sample) do not fit together") from error
+            raise ModelError(
+                f"{self.place}: shapes {list(a)} and {list(b)} (per sample) do not fit together"
+            ) from error
+
+
+Builder = Callable[[NodeView], Value | tuple[Value, ...]]

@@ -12,7 +12,16 @@ if TYPE_CHECKING:
 
 # AttributeProto.AttributeType, written out so that reading attributes needs no import of onnx
 FLOAT, INT, STRING, TENSOR, GRAPH, FLOATS, INTS, STRINGS = 1, 2, 3, 4, 5, 6, 7, 8
-_FIELDS = {FLOAT: "f", INT: "i", STRING: "s", TENSOR: "t", GRAPH: "g", FLOATS: "floats", INTS: "ints", STRINGS: "strings"}
+_FIELDS = {
+    FLOAT: "f",
+    INT: "i",
+    STRING: "s",
+    TENSOR: "t",
+    GRAPH: "g",
+    FLOATS: "floats",
+    INTS: "ints",
+    STRINGS: "strings",
+}
 _WORDS = {
     FLOAT: "a number",
     INT: "a whole number",
@@ -44,17 +53,17 @@ class Attributes:
             raise ModelError(f"{self._place}: attribute {name} is not {_WORDS[kind]}")
         return getattr(item, _FIELDS[kind])
 
-    def int(self, name: str, default: int) -> int:
+    def integer(self, name: str, default: int) -> int:
         """A whole number."""
         value = self._get(name, INT)
         return default if value is None else int(value)
 
-    def float(self, name: str, default: float) -> float:
+    def number(self, name: str, default: float) -> float:
         """A number."""
         value = self._get(name, FLOAT)
         return default if value is None else float(value)
 
-    def string(self, name: str, default: str) -> str:
+    def text(self, name: str, default: str) -> str:
         """A string."""
         value = self._get(name, STRING)
         return default if value is None else bytes(value).decode("utf-8", errors="replace")
@@ -78,7 +87,7 @@ class Attributes:
         """Names and plain Python values of all attributes that have one (numbers, strings, lists of them)."""
         for name, item in self._items.items():
             if item.type == STRING:
-                yield name, self.string(name, "")
+                yield name, self.text(name, "")
             elif item.type == STRINGS:
                 yield name, tuple(s.decode("utf-8", errors="replace") for s in item.strings)
             elif item.type in (FLOATS, INTS):

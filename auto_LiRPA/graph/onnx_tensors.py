@@ -65,6 +65,20 @@ def torch_tensor(proto: TensorProto, place: str, folder: Path | None = None) -> 
     return _with_dtype(out, dtype)
 
 
+def weight_tensor(
+    proto: TensorProto, place: str, folder: Path | None, dtype: torch.dtype, device: torch.device, *, turned: bool
+) -> Tensor:
+    """An initialiser as the run wants it: numbers become ``dtype`` on ``device``, whole numbers stay as they are.
+
+    ``turned``: a matrix used as ``x @ W``; its columns become weight rows, so they are laid out in one piece.
+    """
+    tensor = torch_tensor(proto, place, folder)
+    if not tensor.is_floating_point():
+        return tensor
+    tensor = tensor.to(device, dtype)
+    return tensor.t().contiguous().t() if turned and tensor.dim() == 2 else tensor
+
+
 def _with_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.view(dtype) if dtype == torch.bfloat16 else tensor
 
@@ -80,16 +94,14 @@ def _typed_data(proto: TensorProto, place: str, carrier: type[np.generic]) -> np
     return array.view(carrier) if array.dtype != carrier and array.itemsize == 2 else array.astype(carrier, copy=False)
 
 
-def _external(
-    proto: TensorProto, place: str, folder: Path | None, carrier: type[np.generic], count: int
-) -> np.ndarray:
+def _external(proto: TensorProto, place: str, folder: Path | None, carrier: type[np.generic], count: int) -> np.ndarray:
     """External data, mapped privately: pages are read on first use and writes never reach the file."""
     info = {entry.key: entry.value for entry in proto.external_data}
     if folder is None or "location" not in info:
         raise ModelError(f"{place}: its data lie outside the file and cannot be found")
     path = (folder / info["location"]).resolve()
     if not path.is_relative_to(folder.resolve()):
-        raise ModelError(f"{place}: external data {info['location']} lie outside the model's folder; move them beside it")
+        raise ModelError(f"{place}: external data {info['location']} lie outside its folder; move them beside it")
     offset = int(info.get("offset", "0"))
     need = offset + count * np.dtype(carrier).itemsize
     if not path.is_file() or path.stat().st_size < need:

@@ -1,18 +1,15 @@
-"""Which ONNX operators are known: the built-in builders are tables in `builders_*`, users add their own classes here."""
+"""Operators that users add to the reader (the built-in ones are tables in `builders_*`), and the nearest known name."""
 
 from __future__ import annotations
 
 import difflib
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
 from auto_LiRPA.errors import ConfigError
-from auto_LiRPA.graph.layout import Value
-from auto_LiRPA.graph.node_view import NodeView
 from auto_LiRPA.operators.base import Operator
 
-Builder = Callable[[NodeView], Value | tuple[Value, ...]]
 OperatorKey = tuple[str, str]  # (domain, op_type); the standard domain is ""
 
 

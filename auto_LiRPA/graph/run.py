@@ -8,7 +8,7 @@ from auto_LiRPA.graph.ir import Graph
 
 
 def evaluate(graph: Graph, x: Tensor) -> Tensor:
-    """Outputs for inputs ``x`` ``[N, *input_shape]`` -> ``[N, *output_shape]``. A value is dropped after its last use."""
+    """Outputs for inputs ``x`` ``[N, *input_shape]`` -> ``[N, *output_shape]``; values are dropped after last use."""
     values: dict[int, Tensor] = {0: x}
     last_use = {source: node.id for node in graph.nodes for source in node.inputs}
     for node in graph.nodes[1 : graph.output + 1]:

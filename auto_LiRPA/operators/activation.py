@@ -49,9 +49,11 @@ class Relu(NonlinearOperator):
     def lines(self, box: Interval) -> Lines:
         """Upper: the chord. Lower: a line through 0 whose slope follows ``slope_rule`` (interface: CROWN's start)."""
         lo, hi = box.lower, box.upper
-        unstable = (lo < 0) & (hi > 0)
-        width = torch.where(unstable, hi - lo, 1.0).clamp_min(DENOMINATOR_FLOOR)
-        stable = torch.where(lo >= 0, 1.0, self.leak).to(lo)
+        # a NaN bound proves no stability: such a neuron's chord is NaN
+        unstable = ~((lo >= 0) | (hi <= 0))
+        width = torch.where(unstable, hi - lo, 1.0)  # > 0: no floor, which would tilt the chord of a tiny interval
+        # one operand a tensor: two plain numbers would pass through float32, and 0.1 does not survive that
+        stable = torch.where(lo >= 0, torch.ones_like(lo), self.leak)
         # the share of the interval that is positive; taken from hi/width so that it stays within [0, 1]
         positive = (hi / width).clamp(0, 1)
         chord = torch.where(unstable, self.leak + (1 - self.leak) * positive, stable)
@@ -66,7 +68,7 @@ class Relu(NonlinearOperator):
             return torch.full_like(lo, self.leak)
         if self.slope_rule == "one-lb":
             return torch.ones_like(lo)
-        return torch.where(hi > -lo, 1.0, self.leak).to(lo)
+        return torch.where(hi > -lo, torch.ones_like(lo), self.leak)
 
 
 class ReluRelaxation(Relaxation):
@@ -133,6 +135,12 @@ class ReluRelaxation(Relaxation):
             d_alpha = (flat[:, :, index].clamp_min(0) * z[:, :, index] * w).unsqueeze(2)
         negative = flat.clamp_max(0) * w
         with_z, plain = (negative * z).sum(1), negative.sum(1)
+        if self.op.slope_rule == "same-slope":
+            # the chord's slope is the lower line's too, except where alpha took its place
+            positive = (flat.clamp_min(0) * z * w).sum(1)
+            if alpha is not None:
+                positive[:, self.alpha.index] = 0
+            with_z = with_z + positive
         unstable = (box.lower < 0) & (box.upper > 0)
         width = torch.where(unstable, box.upper - box.lower, 1.0).clamp_min(DENOMINATOR_FLOOR)
         scale = torch.where(unstable, (1 - self.op.leak) / width**2, 0.0)

@@ -43,7 +43,8 @@ class Abs(ElementwiseOperator):
         return Lines(below, None, chord, offset)
 
     def _start(self, box: Interval) -> Tensor:
-        return torch.where(box.upper > -box.lower, 1.0, -1.0).to(box.lower)
+        # the first test also serves a neuron whose upper bound is NaN
+        return torch.where((box.lower >= 0) | (box.upper > -box.lower), 1.0, -1.0).to(box.lower)
 
     def initial_alpha(self, box: Interval) -> Tensor:
         return self._start(box).unsqueeze(0)
@@ -66,7 +67,7 @@ class Sign(ElementwiseOperator):
     """``sign(x)`` with ``sign(0) = 0``.
 
     Where the interval reaches across 0: above, a line through (0, 1) of slope ``alpha * 2 / |l|``, which meets -1 no
-    earlier than at l; below, the mirror image. An interval that ends at 0 has the line through (0, 0) and its other end.
+    earlier than at l; below, the mirror image. An interval that ends at 0 has a line through (0, 0) and its other end.
     """
 
     alpha_count: ClassVar[int] = 2
@@ -110,7 +111,7 @@ def _sign_above(lo: Tensor, hi: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     left = torch.where(lo < 0, -lo, 1.0).clamp_min(STEEPEST_SIGN_INTERVAL)
     at_zero = torch.where(hi < 0, -1.0, torch.where(hi == 0, 0.0, 1.0)).to(lo)
     fixed = torch.where((hi == 0) & (lo < 0), 1 / left, 0.0)
-    return torch.where((lo < 0) & (hi > 0), 2 * share / left, fixed), at_zero.expand(torch.broadcast_shapes(fixed.shape))
+    return torch.where((lo < 0) & (hi > 0), 2 * share / left, fixed), at_zero
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import ClassVar
 
 import torch
@@ -67,7 +68,11 @@ class Windows:
         """For each position in the window, that entry of every window: views ``[..., *out]`` of ``[..., *span]``."""
         for offsets in itertools.product(*(range(k) for k in self.kernel)):
             axes = zip(offsets, self.out, self.stride, self.dilation, strict=True)
-            yield padded[(..., *(slice(i * d, i * d + s * (o - 1) + 1, s) for i, o, s, d in axes))]
+            index: tuple[EllipsisType | slice, ...] = (
+                ...,
+                *(slice(i * d, i * d + s * (o - 1) + 1, s) for i, o, s, d in axes),
+            )
+            yield padded[index]
 
     def gather(self, x: Tensor, fill: float) -> Tensor:
         """All window entries: ``[..., *size]`` -> ``[..., *out, count]``."""
@@ -285,7 +290,7 @@ class MaxPoolRelaxation(Relaxation):
             if mixed is not None:
                 flat = low.flatten(2).expand(-1, rows, -1).clone()
                 flat.index_copy_(2, self.alpha.index, mixed[:, :, k].expand(flat.shape[0], rows, -1))
-                low = flat.unflatten(2, self.op.out_shape)
+                low = flat.reshape(*flat.shape[:2], *self.op.out_shape)
             # not slope * mask: an infinite slope must not spoil the entries that it does not belong to
             yield low, torch.where(self.choice.top[..., k], self.upper_slope, 0.0).unsqueeze(1)
 
@@ -331,7 +336,8 @@ class MaxPoolRelaxation(Relaxation):
             total_bound = (by_slope * slope + by_offset * offset).sum()
             grads = torch.autograd.grad(total_bound, [lower, upper], allow_unused=True)
         d_lower, d_upper = (
-            torch.zeros_like(x) if g is None else torch.nan_to_num(g) for g, x in zip(grads, (lower, upper), strict=True)
+            torch.zeros_like(x) if g is None else torch.nan_to_num(g)
+            for g, x in zip(grads, (lower, upper), strict=True)
         )
         return RelaxationGradient(d_alpha, (Interval(d_lower, d_upper),))
 
@@ -355,5 +361,5 @@ def _one_hot(index: Tensor, count: int) -> Tensor:
 
 
 def _take(entries: Tensor, mask: Tensor) -> Tensor:
-    """The one entry per window that ``mask`` picks (no gather: its derivative is a scatter, not deterministic on CUDA)."""
+    """The one entry per window that ``mask`` picks. A gather's derivative would not be deterministic on CUDA."""
     return torch.where(mask, entries, 0.0).sum(-1)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from auto_LiRPA.errors import ConfigError
+from auto_LiRPA.errors import ConfigError, OutOfTime
 from auto_LiRPA.parallel.settings import ParallelSettings
 from auto_LiRPA.parallel.store import LocalStore, ParameterStore
 
@@ -33,6 +33,7 @@ class DistributedContext:
     device: torch.device
     settings: ParallelSettings
     counters: Counters
+    seconds_left: Callable[[], float] | None = None  # until the run's deadline; None: there is none
 
     @classmethod
     def single(
@@ -65,6 +66,15 @@ class DistributedContext:
         """Set this process's CPU threads: a matrix product's bits depend on their number, so it is never left open."""
         threads = self.settings.threads
         torch.set_num_threads(_cores() if threads == "auto" else threads)
+
+    def check_time(self) -> None:
+        """Called once per tile, so that no long pass outlives the deadline.
+
+        Raises:
+            OutOfTime: the deadline has passed.
+        """
+        if self.seconds_left is not None and self.seconds_left() <= 0:
+            raise OutOfTime("the time limit was reached within a bounding pass")
 
     def make_store(self) -> ParameterStore:
         """The parameter store of this mode."""

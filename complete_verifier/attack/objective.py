@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +13,12 @@ from torch import Tensor
 
 from complete_verifier.attack.problems import Problems
 
+logger = logging.getLogger(__name__)
+
 # A row that is violated by this much pulls no longer: the others of its clause need the steps.
-VIOLATED_ENOUGH = 1e-5
+_VIOLATED_ENOUGH = 1e-5
+# After so many candidates that did not stand up to confirmation the attack gives up.
+_MAX_REJECTED = 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,16 +37,19 @@ class Candidate:
         return self.worst_row <= 0
 
 
-def hinge(values: Tensor) -> Tensor:
-    """Sum over problems and rows of ``max(value, -1e-5)`` (interface 7.10): ``[..., P, K]`` -> scalar, to be descended.
+Accept = Callable[[Candidate], bool]
 
-    Padding (-inf) adds a constant.
+
+def hinge_sum(values: Tensor) -> Tensor:
+    """Sum over rows of ``max(value, -1e-5)``: ``[..., P, K] -> [..., P]``, to be descended. Padding adds a constant.
+
+    Source: interface 7.10 (its negative is the loss that is ascended).
     """
-    return values.clamp_min(-VIOLATED_ENOUGH).sum()
+    return values.clamp_min(-_VIOLATED_ENOUGH).sum(-1)
 
 
 def guiding(y: Tensor, clean: Tensor) -> Tensor:
-    """GAMA's term, to be ascended: squared distance between the softmax of y ``[..., P, O]`` and of ``clean`` ``[P, O]``.
+    """GAMA's term, to be ascended: how far the softmax of y ``[..., P, O]`` is from that of ``clean`` ``[P, O]``.
 
     Source: Sriramanan et al., Guided Adversarial Attack for Evaluating and Enhancing Adversarial Defenses (2020).
     """
@@ -50,35 +59,48 @@ def guiding(y: Tensor, clean: Tensor) -> Tensor:
 class Best:
     """For each problem the point whose worst row is violated most; kept on the device, without synchronisation."""
 
-    def __init__(self, problems: Problems) -> None:
-        self.problems = problems
-        self.x = problems.lower[problems.box]
+    def __init__(self, problems: Problems, accept: Accept) -> None:
         self.worst = problems.rhs.new_full((problems.count,), torch.inf)
-        # A candidate has to reach this; lowered where one was rejected, so that it is not proposed for ever.
-        self.wanted = problems.rhs.new_zeros(problems.count)
+        self.accepted: Candidate | None = None
+        self._problems = problems
+        self._accept = accept
+        self._x = problems.lower[problems.box]
+        # A candidate has to reach this; lowered where one was rejected, so that it is not offered for ever.
+        self._wanted = torch.zeros_like(self.worst)
+        self._rejected = 0
 
     def observe(self, index: Tensor | slice, x: Tensor, worst: Tensor) -> None:
-        """Take in points ``x`` ``[R, P', *in]`` of the problems ``index`` ``[P']``, with their worst rows ``[R, P']``."""
+        """Take in points ``x`` ``[R, P', *in]`` of the problems ``index`` ``[P']`` and their worst rows ``[R, P']``."""
         least, start = worst.min(0)
         better = least < self.worst[index]
         chosen = x[start, torch.arange(x.shape[1], device=x.device)]
         mask = better.reshape(-1, *(1 for _ in range(chosen.ndim - 1)))
-        self.x[index] = torch.where(mask, chosen, self.x[index])
+        self._x[index] = torch.where(mask, chosen, self._x[index])
         self.worst[index] = torch.minimum(least, self.worst[index])
 
-    def reached(self) -> bool:
-        """Whether some problem has a candidate that all rows call violated. Synchronises."""
-        return bool((self.worst <= self.wanted).any())
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing more to search for."""
+        return self.accepted is not None or self._rejected >= _MAX_REJECTED
 
-    def candidate(self, only_reached: bool = False) -> Candidate:
-        """The candidate of the problem nearest to (or deepest in) a violation. Synchronises."""
-        worst = self.worst.masked_fill(self.worst > self.wanted, torch.inf) if only_reached else self.worst
+    def offer(self) -> None:
+        """Offer the candidates that have all rows violated, the deepest first, until one is accepted. Synchronises."""
+        while not self.finished and bool((self.worst <= self._wanted).any()):
+            candidate = self._candidate(self.worst.masked_fill(self.worst > self._wanted, torch.inf))
+            if self._accept(candidate):
+                self.accepted = candidate
+                return
+            logger.debug("a candidate with worst row %.3g was not confirmed", candidate.worst_row)
+            self._rejected += 1
+            depth = self.worst[candidate.problem].clamp_max(0).abs()
+            self._wanted[candidate.problem] = -(2 * depth + torch.finfo(depth.dtype).eps)
+
+    def nearest(self) -> Candidate:
+        """The point nearest to (or deepest in) a violation. Synchronises."""
+        return self._candidate(self.worst)
+
+    def _candidate(self, worst: Tensor) -> Candidate:
         problem = int(worst.argmin())
-        x = self.x[problem].detach().flatten().float().cpu().numpy()
-        region, clause = self.problems.region[problem], self.problems.clause[problem]
+        x = self._x[problem].detach().flatten().float().cpu().numpy()
+        region, clause = self._problems.region[problem], self._problems.clause[problem]
         return Candidate(x, problem, region, clause, float(self.worst[problem]))
-
-    def reject(self, problem: int) -> None:
-        """The candidate of this problem is none: from now on only a clearly deeper one counts."""
-        depth = self.worst[problem].clamp_max(0).abs()
-        self.wanted[problem] = -(2 * depth + torch.finfo(depth.dtype).eps)

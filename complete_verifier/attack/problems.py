@@ -112,7 +112,7 @@ class Problems:
         return rows.masked_fill(~self.present, -torch.inf)
 
     def worst(self, values: Tensor) -> Tensor:
-        """The row that is furthest from being violated, ``[..., P, K] -> [..., P]``; <= 0: all are. NaN counts as inf."""
+        """The row furthest from being violated: ``[..., P, K] -> [..., P]``; all are where that is <= 0. NaN: inf."""
         worst = values.amax(-1) if values.shape[-1] else values.new_full(values.shape[:-1], -torch.inf)
         return worst.masked_fill(worst.isnan(), torch.inf)
 
@@ -130,6 +130,11 @@ def graph_dtype(graph: Graph) -> torch.dtype:
 def on_float32_grid(x: Tensor) -> Tensor:
     """x rounded to float32, in its own dtype. Points between float32 ends stay between them."""
     return x if x.dtype == torch.float32 else x.float().to(x.dtype)
+
+
+def project(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """x moved into its box and onto float32 numbers (which stay between the box's float32 ends)."""
+    return on_float32_grid(torch.minimum(torch.maximum(x, lower), upper))
 
 
 def _to_float32(x: Tensor, upwards: bool) -> Tensor:

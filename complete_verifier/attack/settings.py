@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from typing import Literal
 
 from auto_LiRPA.errors import ConfigError
@@ -28,6 +28,7 @@ class AttackSettings:
     tolerance: float = 0.0  # margin by which every row has to be violated
     gama_lambda: float = 10.0  # first weight of the guiding term
     gama_decay: float = 0.9  # factor on that weight after every step
+    scouting: bool = True  # cheap looks before the descents, whose best points half of the starts then come from
     seed: int = 100
     batch_bytes: int = 512 * 2**20  # a batch that would need more memory is cut
 
@@ -41,7 +42,7 @@ class AttackSettings:
             value = getattr(self, key)
             if not (isfinite(value) and value >= 0):
                 raise ConfigError(f"attack: {key} = {value}; give a finite number, 0 or more")
-        if self.alpha != "auto" and not (isinstance(self.alpha, int | float) and isfinite(self.alpha) and self.alpha > 0):
+        if self.alpha != "auto" and not (isinstance(self.alpha, int | float) and 0 < self.alpha < inf):
             raise ConfigError(f"attack: alpha = {self.alpha!r}; give `auto` or a positive number")
 
     @property

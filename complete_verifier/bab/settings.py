@@ -10,7 +10,7 @@ from typing import Literal
 class BabSettings:
     """One activation-split search. Times are the clock's business."""
 
-    batch_size: int = 64  # domains bounded per round (children count)
+    batch_size: int = 64  # parents picked per round; each has two children (or more on the first levels)
     min_batch_ratio: float = 0.1  # split several levels at once until this share of the batch is filled
     max_iterations: int = -1  # rounds; -1 = no limit. Reaching it is `unknown`, never `unsat`
     max_domains: float = float("inf")
@@ -20,7 +20,7 @@ class BabSettings:
     decay: float = 0.98
     patience: int = 10
     start_save_best: float = 0.5
-    method: str = "babsr"
+    method: str = "kfsb"
     reduceop: Literal["min", "max", "mean"] = "min"
     candidates: int = 3
     traversal: Literal["worst_first", "depth_first", "breadth_first"] = "worst_first"
@@ -37,5 +37,16 @@ class BabResult:
     stopped_by: str
     domains_visited: int
     rounds: int
+    worst_bound: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class BabProgress:
+    """Where a search stands after a round, for the progress display."""
+
+    round: int
+    domains_open: int
+    domains_visited: int
     worst_bound: float
     seconds: float

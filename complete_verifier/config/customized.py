@@ -7,7 +7,6 @@ plain name or a call of a name (`mnist_cnn_4layer`, `mnist_fc(width=256)`) names
 from __future__ import annotations
 
 import ast
-import hashlib
 import importlib
 import importlib.util
 import logging
@@ -94,7 +93,7 @@ def resolve(ref: CustomizedRef, root_path: str, config_dir: Path | None) -> Call
 
 # -- reading ----------------------------------------------------------------------------------------------------------
 def _short(text: str) -> str:
-    line = " ".join(text.split())
+    line = " ".join(text.split()) or "(empty)"
     return line if len(line) <= 100 else line[:97] + "..."
 
 
@@ -134,8 +133,9 @@ def _literal(node: ast.expr, text: str) -> object:
     try:
         return _value(node)
     except (ValueError, ArithmeticError, TypeError, RecursionError):
+        part = ast.get_source_segment(text.strip(), node) or ""
         raise ConfigError(
-            f"{_short(text)}: {_short(ast.unparse(node))} is not a literal; write numbers, text, lists or true values"
+            f"{_short(text)}: {_short(part)} is not a literal; write numbers, text, lists, True, False or None"
         ) from None
 
 
@@ -190,8 +190,7 @@ def _import_file(path: Path) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; a Customized file is looked up below root_path or beside the YAML")
-    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
-    name = f"customized_{path.stem}_{digest}"
+    name = "customized_" + re.sub(r"\W", "_", str(path))
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

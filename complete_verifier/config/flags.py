@@ -14,7 +14,6 @@ from auto_LiRPA.errors import ConfigError
 from complete_verifier.config.options import Option, option_table
 from complete_verifier.config.readers import show
 from complete_verifier.config.run_options import RunOptions
-from complete_verifier.config.yaml_file import yaml_text
 
 # Signed numbers that argparse itself takes for flags: -1e-3, -.5e2, -inf.
 _SIGNED_NUMBER = re.compile(r"-(\.?\d[\d._]*([eE][+-]?\d+)?|\.?inf)", re.IGNORECASE)
@@ -96,7 +95,7 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
 
 
 def _add(group: argparse._ArgumentGroup, option: Option, dest: str) -> None:
-    help_text = f"{option.meaning} [{yaml_text(option.default)}]".replace("%", "%%")
+    help_text = f"{option.meaning} [{_shown(option.default)}]".replace("%", "%%")
     common: dict[str, Any] = {"dest": dest, "default": argparse.SUPPRESS, "action": _Store, "help": help_text}
     if option.sets is None:
         metavar = "X" if "number" in option.kind.name or "integer" in option.kind.name else "WORD"
@@ -105,6 +104,15 @@ def _add(group: argparse._ArgumentGroup, option: Option, dest: str) -> None:
     group.add_argument(option.flag, nargs=0, const=option.sets, **common)
     if option.off_flag is not None:
         group.add_argument(option.off_flag, nargs=0, const=not option.sets, **common)
+
+
+def _shown(default: object) -> str:
+    """A default in the help text. (Writing 300 values by a YAML library would take longer than all the rest.)"""
+    if default is None:
+        return "null"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return ", ".join(str(part) for part in default) if isinstance(default, tuple) else str(default)
 
 
 def _assignment(word: str) -> tuple[str, str]:
@@ -117,8 +125,8 @@ def _assignment(word: str) -> tuple[str, str]:
 def _unguarded(values: str | list[str]) -> str | list[str]:
     """The words as they were typed: without the blank that `_spell_out` puts before signed numbers."""
     if isinstance(values, list):
-        return [value.removeprefix(" ") for value in values]
-    return values.removeprefix(" ")
+        return [word[1:] if _SIGNED_NUMBER.fullmatch(word[1:]) else word for word in values]
+    return values[1:] if _SIGNED_NUMBER.fullmatch(values[1:]) else values
 
 
 # -- abbreviations ----------------------------------------------------------------------------------------------------

@@ -118,10 +118,6 @@ def _run_options(line: CommandLine) -> RunOptions:
 def _nested(values: Mapping[str, object]) -> dict[str, Any]:
     """{"a.b": 1} -> {"a": {"b": 1}}"""
     root: dict[str, Any] = {}
-    for path in sorted(section_paths()):
-        place = root
-        for name in path.split("."):
-            place = place.setdefault(name, {})
     for path, value in values.items():
         *sections, leaf = path.split(".")
         place = root

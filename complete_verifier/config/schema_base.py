@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Section(BaseModel):
     """A group of options. Unknown names are refused; values never change after loading."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
 def option(default: object, flag: str, meaning: str, *, sets: bool | None = None, off_flag: str | None = None) -> Any:

@@ -77,7 +77,7 @@ class InputSplit(Section):
     input_dim_threshold: Natural = option(
         20, "--input_split_input_dim_threshold", "Most input dimensions for which auto chooses input splitting."
     )
-    adv_check: Float = option(
+    adv_check: WholeOrInf = option(
         0, "--input_split_adv_check", "Boxes visited before attacks start in the search; -1 or .inf never attacks."
     )
     split_partitions: Count = option(2, "--input_split_partitions", "Children of one cut.")

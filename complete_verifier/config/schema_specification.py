@@ -17,7 +17,7 @@ class Specification(Section):
     robustness_type: Annotated[
         Literal["verified-acc", "runnerup", "clean-acc", "specify-target", "all-positive"], CHOICE
     ] = option("verified-acc", "--robustness_type", "Which margins of an example have to be positive.")
-    norm: Norm = option(float("inf"), "--norm", "p of the ball; anything but .inf switches the attack off.")
+    norm: Norm = option(float("inf"), "--norm", "Norm p of the ball; anything but .inf switches the attack off.")
     epsilon: OptNonNegative = option(None, "--epsilon", "Radius of the ball before normalisation.")
     epsilon_min: NonNegative = option(0.0, "--epsilon_min", "Lower end of a range of radii; unused upstream.")
     vnnlib_path: OptText = option(

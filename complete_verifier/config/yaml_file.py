@@ -13,6 +13,7 @@ import yaml
 from auto_LiRPA.errors import ConfigError
 from complete_verifier.config.readers import show
 
+DEEPEST = 40  # levels of nesting; no option needs more than 6
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's parser where PyYAML was built with it
 
 
@@ -30,6 +31,7 @@ def read_yaml_file(path: Path, name: str) -> object:
 def read_yaml(text: bytes | str, name: str) -> object:
     """The value written in `text`. Only plain values: a tag that would build an object is refused."""
     try:
+        _refuse_depth(text, name)
         loader = _LOADER(text)
         try:
             node = loader.get_single_node()
@@ -44,8 +46,18 @@ def read_yaml(text: bytes | str, name: str) -> object:
         raise ConfigError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
     except ValueError as error:  # PyYAML's own constructors, on a date such as 2020-13-45
         raise ConfigError(f"{name}: a value cannot be read: {error}; put it in quotes") from None
-    except RecursionError:
-        raise ConfigError(f"{name}: nested too deeply") from None
+
+
+def _refuse_depth(text: bytes | str, name: str) -> None:
+    """libyaml builds nodes by recursion and ends the process where the stack ends; its events come one by one."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > DEEPEST:
+            raise ConfigError(f"{name}: nested more than {DEEPEST} levels deep")
 
 
 def yaml_text(value: object) -> str:

@@ -14,7 +14,7 @@ from auto_LiRPA.errors import SpecError
 from complete_verifier.spec.boxes import Bounds, BoxKey, BoxMaker, box_key, check_nonempty, empty_input, tighten
 from complete_verifier.spec.formula import DEFAULT_MAX_CLAUSES, Cube, FormulaReader
 from complete_verifier.spec.lexer import Words, read_words, split_words
-from complete_verifier.spec.linear import BoundLiteral, LinearReader, RowLiteral, first_word
+from complete_verifier.spec.linear import BoundLiteral, LinearReader, first_word
 from complete_verifier.spec.parser import Expression, Script, parse_script
 from complete_verifier.spec.property import ExactRow, Property, Region, clauses_from_rows
 
@@ -101,10 +101,10 @@ class _Compiler:
 
     def property(self) -> Property:
         self._sort_assertions()
-        self._check_common()
-        cubes = self.reader.conjoin(
-            [cubes for _, cubes in self.disjunctions], at=first_word(self.script.assertions[-1])
-        )
+        check_nonempty(self.source, self.common_bounds, {})
+        at = first_word(self.script.assertions[-1])
+        cubes = self.reader.conjoin([cubes for _, cubes in self.disjunctions], at)
+        self.reader.check_size(len(cubes), len(cubes) * len(self.common_rows), at)
         groups: dict[BoxKey, list[_Case]] = {}
         n_empty = 0
         for cube in cubes:
@@ -115,6 +115,11 @@ class _Compiler:
                 n_empty += 1
         if n_empty:
             self._account_for_empty_cases(n_empty, len(cubes))
+        if not any(case.rows for group in groups.values() for case in group):
+            raise SpecError(
+                f"{self.source.source}: no assertion constrains an output (Y), so every input would be a"
+                " counterexample; assert what a violation is"
+            )
         return self._build(list(groups.values()))
 
     def _sort_assertions(self) -> None:
@@ -131,15 +136,6 @@ class _Compiler:
                     tighten(self.common_bounds, literal, {})
                 else:
                     self.common_rows.append(literal.row)
-
-    def _check_common(self) -> None:
-        literals = (literal for _, cubes in self.disjunctions for cube in cubes for literal in cube)
-        if not self.common_rows and not any(isinstance(literal, RowLiteral) for literal in literals):
-            raise SpecError(
-                f"{self.source.source}: no assertion constrains an output (Y), so every input would be a"
-                " counterexample; assert what a violation is"
-            )
-        check_nonempty(self.source, self.common_bounds, {})
 
     def _account_for_empty_cases(self, n_empty: int, n_cases: int) -> None:
         """Boxes of different disjunctions need not meet: such combined cases are left out, as logic has it.

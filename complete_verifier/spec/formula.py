@@ -78,15 +78,16 @@ class FormulaReader:
         product: list[Cube] = [tuple(certain)]
         for part in choices:
             literals = len(product) * sum(map(len, part)) + len(part) * sum(map(len, product))
-            self._check_size(len(product) * len(part), literals, at)
+            self.check_size(len(product) * len(part), literals, at)
             product = [cube + other for cube in product for other in part]
         return product
 
     def _within_cap(self, cubes: list[Cube], at: int) -> list[Cube]:
-        self._check_size(len(cubes), 0, at)
+        self.check_size(len(cubes), 0, at)
         return cubes
 
-    def _check_size(self, n_cubes: int, n_literals: int, at: int) -> None:
+    def check_size(self, n_cubes: int, n_literals: int, at: int) -> None:
+        """Raises SpecError where a normal form would have more clauses or constraints than the cap allows."""
         if n_cubes > self.max_clauses or n_literals > self.max_clauses * _LITERALS_PER_CLAUSE:
             raise self.linear.source.error(
                 at,

@@ -16,6 +16,8 @@ from auto_LiRPA.errors import SpecError
 # Only words are captured, so `findall` yields '' for a comment.
 _WORD = re.compile(r";[^\n\r]*|([()]|[^\s();]+)")
 _LINE_END = re.compile(r"\r\n|\n|\r")
+# A decimal number; Python alone would also take 1_000, Infinity and digits of other scripts.
+NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?", re.ASCII)
 _GZIP_MAGIC = b"\x1f\x8b"
 
 

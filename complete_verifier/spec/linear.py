@@ -9,14 +9,13 @@ from math import isfinite
 from typing import NamedTuple
 
 from auto_LiRPA.errors import SpecError
-from complete_verifier.spec.lexer import Words
+from complete_verifier.spec.lexer import NUMBER, Words
 from complete_verifier.spec.parser import Expression
 from complete_verifier.spec.property import ExactRow
 from complete_verifier.spec.rounding import MINUS_ONE, ONE, ZERO, exact_context, negate
 
 COMPARISONS = frozenset({"<=", "<", ">=", ">"})
 _FEWEST_OPERANDS = {"+": 1, "-": 1, "*": 2, "/": 2}
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?", re.ASCII)
 _NO_NUMBER = re.compile(r"[+-]?(?:inf|infinity|nan|oo)", re.IGNORECASE)
 _MAX_NUMBER_LENGTH = 1000
 _MIN_EXPONENT, _MAX_EXPONENT = -1000, 308  # of numbers; from 1e309 on float64 has only infinity
@@ -203,7 +202,7 @@ class LinearReader:
             bound = rhs if coefficient == 1 else negate(rhs)
         else:
             bound = self._divide(rhs, coefficient, at)
-        return BoundLiteral(side_of(index, coefficient > 0), bound, strict, at)
+        return BoundLiteral(side_of(index, coefficient > 0), bound if bound else ZERO, strict, at)
 
     def _divide(self, numerator: Decimal, denominator: Decimal, at: int) -> Decimal:
         try:
@@ -218,19 +217,23 @@ class LinearReader:
         known = self.numbers.get(word)
         if known is not None:
             return known
-        if _NUMBER.fullmatch(word) is None:
+        if NUMBER.fullmatch(word) is None:
             raise self._no_number(at)
         if len(word) > _MAX_NUMBER_LENGTH:
             raise self.source.error(at, f"a number of {len(word)} characters; at most {_MAX_NUMBER_LENGTH} are read")
-        value = Decimal(word)
+        try:
+            value = self.context.create_decimal(word)
+        except DecimalException:
+            raise self._out_of_range(at) from None
         exponent = value.adjusted()
-        fits = _MIN_EXPONENT <= exponent < _MAX_EXPONENT or not value
-        if not fits and exponent == _MAX_EXPONENT:
-            fits = isfinite(float(value))
-        if not fits:
-            raise self.source.error(at, f"{self.source.quote(at)} is beyond the float64 range; give a finite number")
+        if value and not _MIN_EXPONENT <= exponent < _MAX_EXPONENT:
+            if exponent != _MAX_EXPONENT or not isfinite(float(value)):
+                raise self._out_of_range(at)
         self.numbers[word] = value = value if value else ZERO
         return value
+
+    def _out_of_range(self, at: int) -> SpecError:
+        return self.source.error(at, f"{self.source.quote(at)} is beyond the float64 range; give a finite number")
 
     def _no_number(self, at: int) -> SpecError:
         word, quoted = self.source.words[at], self.source.quote(at)

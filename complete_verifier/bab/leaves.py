@@ -1,0 +1,121 @@
+"""Domains whose every neuron is fixed: the network is affine there, so an LP decides them exactly (SciPy HiGHS)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from auto_LiRPA.bounds.backward import Rows, backward, neuron_rows
+from auto_LiRPA.graph.ir import Graph
+from auto_LiRPA.operators.activation import Relu
+from auto_LiRPA.parallel.store import LocalStore
+from auto_LiRPA.values import Box, Interval
+from complete_verifier.bab.domains import Domains
+from complete_verifier.bab.layout import Layout, domain_boxes, domain_relaxations
+from complete_verifier.incomplete.result import IncompleteResult
+from complete_verifier.problem import Problem
+
+# HiGHS works to 1e-7 feasibility; a leaf is closed only when it misses the clause by clearly more than that.
+LP_MARGIN = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class LeafResult:
+    """``closed``: no input of the leaf satisfies the clause. Else ``candidate``: the input that comes nearest."""
+
+    closed: bool
+    candidate: np.ndarray | None
+
+
+class LeafSolver:
+    """Solves leaves in float64, whatever the search's dtype."""
+
+    def __init__(self, problem: Problem, root: IncompleteResult, layout: Layout) -> None:
+        self.problem, self.layout = problem, layout
+        store = LocalStore(problem.context.settings.block_mib)
+        self.graph: Graph = problem.graph.mapped(
+            lambda t: t.double() if t.is_floating_point() else t,
+            lambda w: store.place(torch.cat([b.data for b in w.blocks()]).double()),
+        )
+        boxes = {k: Interval(b.lower.double(), b.upper.double()) for k, b in root.intermediate.boxes.items()}
+        relaxations = {
+            n.id: n.op.relax(*(boxes[i] for i in n.inputs))  # type: ignore[attr-defined]
+            for n in self.graph.nodes
+            if n.id in root.intermediate.relaxations
+        }
+        self.root = type(root.intermediate)(boxes, relaxations, ())
+
+    def solve(self, domain: Domains) -> LeafResult:
+        """Decide one leaf (a batch of one domain)."""
+        from scipy.optimize import linprog
+
+        clause = domain.clause
+        region_index = self.problem.clauses.region[clause]
+        boxes = domain_boxes(self.layout, self.root, region_index, domain.sign)
+        relaxations = domain_relaxations(self.graph, self.root, boxes)
+        signs = self._sign_constraints(domain, relaxations)
+        c = self.problem.clauses.c[clause].double()
+        rows = Rows(self.graph.output, c.reshape(*c.shape[:2], *self.graph.output_shape))
+        goal, offset = self._affine(rows, relaxations)
+        rhs = self.problem.clauses.rhs[clause].double().flatten()
+        real = torch.isfinite(rhs)
+        goal, offset, rhs = goal[real], offset[real], rhs[real]
+        region = self.problem.region
+        assert isinstance(region, Box)
+        lower = region.lower[region_index].double().flatten().cpu().numpy()
+        upper = region.upper[region_index].double().flatten().cpu().numpy()
+        n = len(lower)
+        # least t with goal x + offset - rhs <= t on all rows, over the leaf's polytope
+        upper_rows = np.concatenate(
+            [
+                np.hstack([goal.cpu().numpy(), -np.ones((len(goal), 1))]),
+                np.hstack([signs[0], np.zeros((len(signs[0]), 1))]),
+            ]
+        )
+        limits = np.concatenate([(rhs - offset).cpu().numpy(), signs[1]])
+        bounds = [*zip(lower, upper, strict=True), (None, None)]
+        result = linprog(
+            np.eye(1, n + 1, n).ravel(), A_ub=upper_rows, b_ub=limits, bounds=bounds, method="highs"
+        )
+        if result.status == 2:
+            return LeafResult(True, None)
+        if result.status != 0:
+            return LeafResult(False, None)
+        if result.x[-1] > LP_MARGIN * (1 + float(rhs.abs().max())):
+            return LeafResult(True, None)
+        return LeafResult(False, result.x[:-1].reshape(self.graph.input_shape))
+
+    def _affine(self, rows: Rows, relaxations: dict[int, object]) -> tuple[Tensor, Tensor]:
+        """``rows`` as exact affine functions of the input: ``[T, n]``, ``[T]``."""
+        result = backward(self.graph, rows, relaxations)  # type: ignore[arg-type]
+        count = rows.coef.shape[1]
+        if result.coef is None:
+            n = self.graph.nodes[0].size
+            return torch.zeros(count, n, dtype=torch.float64), result.bias[0].expand(count)
+        return result.coef[0].flatten(1), result.bias[0].expand(count)
+
+    def _sign_constraints(self, domain: Domains, relaxations: dict[int, object]) -> tuple[np.ndarray, np.ndarray]:
+        """``A x <= b`` that says every split neuron has its sign."""
+        parts: list[np.ndarray] = []
+        limits: list[np.ndarray] = []
+        for layer in self.layout.layers:
+            sign = self.layout.of(domain.sign, layer)[0]
+            index = layer.index[sign != 0]
+            if len(index) == 0:
+                continue
+            rows = neuron_rows(self.graph, layer.source, index, len(index), both=False)
+            coef, bias = self._affine(rows, relaxations)
+            s = sign[sign != 0].double().unsqueeze(1)
+            parts.append((-s * coef).cpu().numpy())
+            limits.append((s.squeeze(1) * bias).cpu().numpy())
+        if not parts:
+            return np.zeros((0, self.graph.nodes[0].size)), np.zeros(0)
+        return np.concatenate(parts), np.concatenate(limits)
+
+
+def is_affine_when_split(graph: Graph) -> bool:
+    """True if fixing the signs of all ReLU inputs leaves only affine operators."""
+    return all(n.op.linear or isinstance(n.op, Relu) for n in graph.nodes[1:])

@@ -1,0 +1,1 @@
+"""Which neuron to split next; never how to bound."""

@@ -10,6 +10,10 @@ DENOMINATOR_FLOOR = 1e-12
 # cannot push a tangent or a chord through the curve.
 LINE_ROUNDING_ULPS = 8.0
 
+# A tangent's slope is raised by so many units in the last place (exp, power and quotient: within 3), because near an
+# inflection a slope that is too small by one unit crosses the curve, however little.
+SLOPE_ROUNDING_ULPS = 4.0
+
 # Tangents to a root (exponent between 0 and 1) start at this share of the interval: at 0 they would be vertical.
 ROOT_TANGENT_SHARE = 1e-3
 

@@ -23,7 +23,10 @@ Slopes = Mapping[int, Tensor]  # per nonlinear node: [B, T, P, u]
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows to be bounded from below: ``coef . value(node) + bias``; coef ``[B or 1, T, *shape]``, bias ``[B or 1, T]``."""
+    """Rows to be bounded from below: ``coef . value(node) + bias``.
+
+    ``coef``: ``[B or 1, T, *shape]``, ``bias``: ``[B or 1, T]`` or None for zero.
+    """
 
     node: int
     coef: Tensor
@@ -47,7 +50,7 @@ class SplitTerm:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Result of a backward pass: ``coef . x + bias`` on the input; ``saved``: the coefficient at each nonlinear node."""
+    """Result of a backward pass: ``coef . x + bias`` on the input; ``saved``: coefficients at nonlinear nodes."""
 
     coef: Tensor | None
     bias: Tensor

@@ -25,15 +25,46 @@ SecondsLeft = Callable[[], float]
 # The loop looks at the clock and at what is proven once per so many iterations on a GPU, where looking means waiting.
 LOOK_EVERY_CUDA = 5
 
+MIX = -2  # the key of the row weights among the variables
+LR_MIX = 0.05  # their step: they live in [0, 1] and have to be able to cross it within one round
+
+
+@dataclass(frozen=True, slots=True)
+class RowMix:
+    """A conjunction of rows bounded as one: ``sum_r weight_r (c_r . y - rhs_r)`` with weights that are optimised too.
+
+    If all rows ``c_r . y <= rhs_r`` hold somewhere, every such sum is <= 0 there; so one positive lower bound refutes
+    the conjunction, also where no single row's bound does. (Duality of ``min_x max_r``: the best weights lose nothing
+    on an affine network.) Shapes: ``c`` ``[B, R, *out]``, ``rhs`` ``[B, R]`` (0 on padding), ``real`` ``[B, R]`` bool,
+    ``weight`` ``[B, R]`` >= 0 with sum 1, 0 on padding.
+    """
+
+    c: Tensor
+    rhs: Tensor
+    real: Tensor
+    weight: Tensor
+
+    def row(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients ``[B, 1, *out]`` and constant ``[B, 1]`` of the weighted sum."""
+        coef = torch.einsum("br,br...->b...", weight, self.c).unsqueeze(1)
+        return coef, -(weight * self.rhs).sum(1, keepdim=True)
+
+    def gradient(self, weight: Tensor, value: Tensor) -> Tensor:
+        """Derivative by the weights, the sum staying 1: ``value`` is the output ``[B, 1, *out]`` at the minimiser."""
+        gap = (self.c.flatten(2) * value.flatten(2)).sum(-1) - self.rhs
+        gap = torch.where(self.real, gap, 0.0)
+        return torch.where(self.real, gap - (weight * gap).sum(1, keepdim=True), 0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Optimized:
-    """Best bounds ``[B, T]``, and per batch element the slopes and split multipliers that reached its best objective."""
+    """Best bounds ``[B, T]``, and per batch element the variables that reached its best objective."""
 
     lower: Tensor
     slopes: Slopes
     betas: Mapping[int, Tensor]
     iterations: int
+    weight: Tensor | None = None  # of a RowMix, [B, R]
 
 
 def initial_slopes(
@@ -67,36 +98,43 @@ def optimize_rows(
     splits: Mapping[int, SplitTerm] | None = None,
     proven: Proven | None = None,
     seconds_left: SecondsLeft | None = None,
+    mix: RowMix | None = None,
 ) -> Optimized:
     """Best lower bounds of ``rows`` over alpha and beta, the boxes being fixed.
 
     Args:
         slopes: where to start, ``[B, T, P, u]`` per node (not modified); None starts at CROWN's slopes.
         splits: where to start for beta; index, sign and point stay.
+        mix: the rows are one weighted sum per batch element, and the weights are optimised along (``rows`` gives only
+            the node then).
         proven: batch elements for which it says True leave the objective; when all do, the loop ends.
     """
     batch = region.center().shape[0]
     variables = (
-        initial_slopes(graph, rows.node, relaxations, batch, rows.coef.shape[1], settings.disabled)
+        initial_slopes(graph, rows.node, relaxations, batch, 1 if mix else rows.coef.shape[1], settings.disabled)
         if slopes is None
         else {k: v.clone() for k, v in slopes.items()}
     )
     betas = {k: term.beta.clone() for k, term in splits.items()} if splits else {}
+    weights = {MIX: mix.weight.clone()} if mix is not None and mix.c.shape[1] > 1 else {}
+    others = {**betas, **weights}
     state = _Best()
-    names = [*variables, *betas]
-    tensors = [*variables.values(), *betas.values()]
+    tensors = [*variables.values(), *others.values()]
     moments = Moments.zero(tensors)
-    rates = [settings.lr_alpha] * len(variables) + [settings.lr_beta] * len(betas)
-    look = LOOK_EVERY_CUDA if rows.coef.is_cuda else 1
-    rows = replace(rows, owned=False)
+    rates = [settings.lr_alpha] * len(variables) + [settings.lr_beta] * len(betas) + [LR_MIX] * len(weights)
+    look = LOOK_EVERY_CUDA if region.center().is_cuda else 1
+    keep_from = int(settings.iterations * settings.start_save_best)
     done = 0
     for iteration in range(settings.iterations):
         last = iteration + 1 == settings.iterations
         terms = {k: replace(splits[k], beta=betas[k]) for k in betas} if splits else None
-        result = backward(graph, rows, relaxations, variables, terms, save=not last)
+        if mix is not None:
+            rows = Rows(rows.node, *mix.row(weights.get(MIX, mix.weight)))
+        result = backward(graph, replace(rows, owned=False), relaxations, variables, terms, save=not last)
         lower = concretize(result, region)
-        keep_from = int(settings.iterations * settings.start_save_best)
-        state.update(lower, settings.reduction, variables, betas, iteration == 0 or iteration >= keep_from or last)
+        state.update(
+            lower, settings.reduction, variables, others, iteration == 0 or iteration >= keep_from or last
+        )
         done = iteration + 1
         weight = objective_weight(lower, settings.reduction)
         if proven is not None:
@@ -108,15 +146,32 @@ def optimize_rows(
             break
         if seconds_left is not None and iteration % look == look - 1 and seconds_left() <= 0:
             break
-        found = sweep(graph, rows.node, result, region, relaxations, weight, variables, terms, with_boxes=False)
-        gradients = [
-            found.slopes.get(n, torch.zeros_like(t)) if i < len(variables) else found.betas[n]
-            for i, (n, t) in enumerate(zip(names, tensors, strict=True))
-        ]
+        found = sweep(
+            graph,
+            rows.node,
+            result,
+            region,
+            relaxations,
+            weight,
+            variables,
+            terms,
+            with_boxes=False,
+            with_start=bool(weights),
+        )
+        gradients = [found.slopes.get(n, torch.zeros_like(t)) for n, t in variables.items()]
+        gradients += [found.betas.get(n, torch.zeros_like(t)) for n, t in betas.items()]
+        if weights and mix is not None:
+            gradients.append(
+                mix.gradient(weights[MIX], found.start) if found.start is not None else torch.zeros_like(mix.weight)
+            )
         decay = settings.decay**iteration
         ascend(tensors, gradients, moments, [r * decay for r in rates], iteration + 1)
         project(relaxations, variables, betas)
-    return Optimized(state.lower, state.slopes, state.betas, done)
+        for value in weights.values():
+            value.clamp_(min=0)
+            value.div_(value.sum(1, keepdim=True).clamp_min(torch.finfo(value.dtype).tiny))
+    best_weight = state.betas.pop(MIX, None if mix is None else mix.weight)
+    return Optimized(state.lower, state.slopes, state.betas, done, best_weight)
 
 
 def project(relaxations: Relaxations, slopes: Mapping[int, Tensor], betas: Mapping[int, Tensor]) -> None:

@@ -24,12 +24,14 @@ class Gradient:
     """Derivatives of the weighted sum of a tile's bounds.
 
     ``slopes``: per nonlinear node ``[B, T, P, u]``; ``boxes``: per nonlinear input ``[B, *shape]`` for both sides;
-    ``betas``: per split node ``[B, u]``.
+    ``betas``: per split node ``[B, u]``; ``start``: the start node's value ``[B, T, *shape]`` in each row's relaxed
+    network at its minimising input, which is the derivative of each bound by the row's own coefficients.
     """
 
     slopes: Mapping[int, Tensor]
     boxes: Mapping[int, Interval]
     betas: Mapping[int, Tensor]
+    start: Tensor | None = None
 
 
 def sweep(
@@ -42,12 +44,15 @@ def sweep(
     slopes: Slopes | None = None,
     splits: Mapping[int, SplitTerm] | None = None,
     with_boxes: bool = True,
+    with_start: bool = False,
 ) -> Gradient:
     """Derivatives of ``sum weight[b, t] * bound[b, t]`` for a pass that started at node ``start`` and was saved."""
     if result.coef is None:
         return Gradient({}, {}, {})
     reached = set(result.saved)
     needed = _needed(graph, start, reached)
+    if with_start:
+        needed |= graph.ancestors[start] | {start}
     values: dict[int, Tensor] = {0: region.minimizer(result.coef)}
     batch, rows = values[0].shape[:2]
     d_slopes: dict[int, Tensor] = {}
@@ -55,6 +60,10 @@ def sweep(
     d_betas: dict[int, Tensor] = {}
     for node in graph.nodes[: start + 1]:
         if node.id not in needed:
+            continue
+        if with_start and node.id in relaxations and node.id not in result.saved:
+            # the bound does not depend on this node: any of its values serves where only zeros will read it
+            values[node.id] = values[0].new_zeros(batch, rows, *node.shape)
             continue
         if node.id != 0 and isinstance(node.op, LinearOperator):
             merged = node.op.forward(*(values[i].flatten(0, 1) for i in node.inputs))
@@ -77,7 +86,7 @@ def sweep(
             gap = z if term.point is None else z - term.point.unsqueeze(1)
             d_betas[node.id] = -term.sign * (gap * weight.unsqueeze(-1)).sum(1)
         _release(graph, values, node.id, needed)
-    return Gradient(d_slopes, d_boxes, d_betas)
+    return Gradient(d_slopes, d_boxes, d_betas, values[start] if with_start else None)
 
 
 def _needed(graph: Graph, start: int, reached: set[int]) -> frozenset[int]:

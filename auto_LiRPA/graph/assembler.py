@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -86,25 +87,31 @@ class Assembler:
 
     def finish(self, output: int, output_batched: bool) -> Graph:
         """The graph of what ``output`` depends on, with MatMul + Add of a constant merged."""
-        needed = self._needed(output)
-        merge_bias(self.nodes, needed, output)
-        needed = self._needed(output) | {0}
-        kept = sorted(needed)
-        position = {old: new for new, old in enumerate(kept)}
-        nodes = []
-        for i in kept:
-            sources = tuple(position[j] for j in self.nodes[i].inputs)
-            nodes.append(replace(self.nodes[i], id=position[i], inputs=sources))
-        return Graph(tuple(nodes), position[output], self.batch.batched, output_batched)
+        merge_bias(self.nodes, needed_ids(self.nodes, output), output)
+        nodes, output = kept_nodes(self.nodes, output)
+        return Graph(nodes, output, self.batch.batched, output_batched)
 
-    def _needed(self, output: int) -> set[int]:
-        needed, stack = set(), [output]
-        while stack:
-            node = stack.pop()
-            if node not in needed:
-                needed.add(node)
-                stack.extend(self.nodes[node].inputs)
-        return needed
+
+def needed_ids(nodes: Sequence[Node], output: int) -> set[int]:
+    """Ids of the input and of all that ``output`` depends on."""
+    needed, stack = {0}, [output]
+    while stack:
+        node = stack.pop()
+        if node not in needed:
+            needed.add(node)
+            stack.extend(nodes[node].inputs)
+    return needed
+
+
+def kept_nodes(nodes: Sequence[Node], output: int) -> tuple[tuple[Node, ...], int]:
+    """What ``output`` needs, numbered anew, and the output's new id."""
+    kept = sorted(needed_ids(nodes, output))
+    position = {old: new for new, old in enumerate(kept)}
+    fresh = []
+    for i in kept:
+        sources = tuple(position[j] for j in nodes[i].inputs)
+        fresh.append(replace(nodes[i], id=position[i], inputs=sources))
+    return tuple(fresh), position[output]
 
 
 def merge_bias(nodes: list[Node], needed: set[int], output: int) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from auto_LiRPA.errors import ModelError
 from auto_LiRPA.operators.elementwise import ElementwiseOperator
-from auto_LiRPA.tolerances import LINE_ROUNDING_ULPS, ROOT_TANGENT_SHARE
+from auto_LiRPA.tolerances import LINE_ROUNDING_ULPS, ROOT_TANGENT_SHARE, SLOPE_ROUNDING_ULPS
 from auto_LiRPA.values import Interval, Lines
 
 Function = Callable[[Tensor], Tensor]
@@ -62,6 +62,8 @@ def line_above(curve: Curve, lo: Tensor, hi: Tensor, share: Tensor | None) -> tu
     steep = curve.slope(lo), curve.slope(hi)
     secant = torch.minimum(torch.maximum(secant, torch.minimum(*steep)), torch.maximum(*steep))
     tangent = curve.slope(torch.where(chord, hi, point))
+    # steeper by more than its own rounding, so that right of its point the tangent clears the curve
+    tangent = tangent + SLOPE_ROUNDING_ULPS * torch.finfo(lo.dtype).eps * tangent.abs()
     slope = torch.where(wide, torch.where(chord, secant, tangent), 0.0)
     anchor = torch.where(chord, lo, point)
     height = torch.where(chord, ends[0], curve.value(point))
@@ -83,17 +85,17 @@ def _slack(
     meets_lo: Tensor,
     chord: Tensor,
 ) -> Tensor:
-    """How far the line must rise: what it misses at the ends, and its own rounding errors where it meets the curve.
+    """How far the line must rise: what it misses at the ends, and the rounding errors where it meets the curve.
 
-    Away from its point a tangent's distance from the concave side outgrows its rounding error.
+    A tangent that rounding made too steep falls short left of its point, by units of ``slope * (point - lo)``.
     """
     with torch.no_grad():
         miss_lo = (ends[0] - (slope * sides[0] + offset)).clamp_min(0)
         miss_hi = (ends[1] - (slope * sides[1] + offset)).clamp_min(0)
-        size = anchor[1].abs() + (slope * anchor[0]).abs()
+        size = anchor[1].abs() + (slope * anchor[0]).abs() + (slope * (anchor[0] - sides[0])).abs()
         size = size + torch.where(meets_lo, ends[0].abs() + (slope * sides[0]).abs(), 0.0)
         size = size + torch.where(chord, ends[1].abs() + (slope * sides[1]).abs(), 0.0)
-        rounding = LINE_ROUNDING_ULPS * torch.finfo(size.dtype).eps * size
+        rounding = LINE_ROUNDING_ULPS * torch.finfo(size.dtype).eps * size + torch.finfo(size.dtype).tiny
         return torch.maximum(miss_lo, miss_hi) + rounding
 
 

@@ -76,6 +76,8 @@ def run_attack(
         seeds = target.lower.new_empty((0, target.count, *graph.input_shape))
         if settings.scouting and settings.restarts:
             seeds = scout(scene)
+            if settings.early_stop:
+                best.offer()
         restarts, steps = _search(scene, seeds)
     best.offer()
     return AttackResult(best.accepted, best.nearest(), restarts, steps)

@@ -8,9 +8,14 @@ Shape letters: N points of the pool, G boxes, P problems, K rows, O outputs, S s
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from auto_LiRPA.graph.ir import Graph
+from auto_LiRPA.graph.run import evaluate
+from auto_LiRPA.operators.activation import Relu
 from complete_verifier.attack.evolve import Elite, evolve
 from complete_verifier.attack.problems import Problems, project
 from complete_verifier.attack.scene import Scene, generator, gradient_of
@@ -20,6 +25,9 @@ _DIVERSIFIED_PER_RESTART = 2
 _DIVERSIFIED_STEPS = 5
 # Of a box's side, in one diversifying step.
 _DIVERSIFIED_STEP = 0.25
+# The slope that a ReLU is given below zero for directions only: a network that is dead all over a box (all neurons of
+# a layer off, output constant) has no gradient there, and its live parts are found no other way.
+_LEAK = 0.01
 # Random local search pays where there are few inputs. There it finds what gradients miss (narrow or dead regions).
 _MOST_INPUTS_TO_EVOLVE = 64
 _EVOLVED_PER_RESTART = 4
@@ -86,32 +94,37 @@ def _diversify(
     """Points ``[N, G, *in]`` driven along random directions of the output space, and their outputs, after each step.
 
     Source: Tashiro, Song, Ermon, Diversity can be transferred: output diversification for white- and black-box
-    attacks (2020).
+    attacks (2020); the leak is ours.
     """
     seen: list[tuple[Tensor, Tensor]] = []
+    graph = leaky(scene.graph)
     shape = (*x.shape[:2], scene.clean.shape[-1])
     direction = 2 * torch.rand(shape, generator=random, dtype=x.dtype, device=x.device) - 1
-    for step in range(min(_DIVERSIFIED_STEPS, scene.settings.steps) + 1):
+    for _ in range(min(_DIVERSIFIED_STEPS, scene.settings.steps)):
         if scene.pace.no_time_for(x.shape[0] * x.shape[1]):
             break
-        gradient, y = _along(scene, x, direction)
-        if step > 0:  # the points before the first step are known
-            seen.append((x, y))
+        gradient = _along(graph, x, direction, scene.most_points)
         x = project(x + _DIVERSIFIED_STEP * (upper - lower) * gradient.sign(), lower, upper)
+        seen.append((x, _outputs(scene, x)))
     return seen
 
 
-def _along(scene: Scene, x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of ``direction . y`` by x, and y; in parts that fit memory."""
-    rows = max(1, scene.most_points // x.shape[1])
-    gradients, outputs = [], []
+def leaky(graph: Graph) -> Graph:
+    """The graph with a small slope below zero in every plain ReLU: its gradients lead out of dead regions."""
+    dead = {node.id for node in graph.nodes if isinstance(node.op, Relu) and node.op.leak == 0}
+    return replace(graph, nodes=tuple(replace(n, op=Relu(_LEAK)) if n.id in dead else n for n in graph.nodes))
+
+
+def _along(graph: Graph, x: Tensor, direction: Tensor, most_points: int) -> Tensor:
+    """Gradient of ``direction . y`` by x ``[N, G, *in]``; in parts that fit memory."""
+    rows = max(1, most_points // x.shape[1])
+    gradients = []
     for part, towards in zip(x.split(rows), direction.split(rows), strict=True):
         with torch.enable_grad():
             point = part.detach().requires_grad_()
-            y = scene.outputs(point)
-            gradients.append(gradient_of((towards * y).sum(), point))
-        outputs.append(y.detach())
-    return torch.cat(gradients), torch.cat(outputs)
+            y = evaluate(graph, point.flatten(0, 1)).flatten(1)
+            gradients.append(gradient_of((towards.flatten(0, 1) * y).sum(), point))
+    return torch.cat(gradients)
 
 
 def _outputs(scene: Scene, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from auto_LiRPA.bounds.backward import Rows, SplitTerm, backward
-from auto_LiRPA.bounds.optimize import optimize_rows
+from auto_LiRPA.bounds.optimize import Optimized, RowMix, optimize_rows
 from auto_LiRPA.bounds.settings import AlphaSettings
 from auto_LiRPA.operators.base import Relaxation
 from auto_LiRPA.parallel.tiles import cut
@@ -43,60 +43,61 @@ class Bounder:
         return joined
 
     def _tile(self, domains: Domains, seconds_left: Callable[[], float] | None) -> Domains:
-        clauses = self.problem.clauses.pick(domains.clause)
-        found = optimize_rows(
+        found = self._optimize(domains, self.settings, seconds_left)
+        beta = torch.cat([found.betas[layer.source] for layer in self.layout.layers], dim=1)
+        assert found.weight is not None
+        lower = torch.fmax(domains.lower, found.lower.squeeze(1))
+        return replace(domains, lower=lower, beta=beta, slopes=found.slopes, mix=found.weight)
+
+    def _optimize(
+        self, domains: Domains, settings: AlphaSettings, seconds_left: Callable[[], float] | None
+    ) -> Optimized:
+        mix = self.mix(domains)
+        return optimize_rows(
             self.problem.graph,
-            self.rows(domains),
+            Rows(self.problem.graph.output, *mix.row(mix.weight)),
             self.region(domains),
             self.relaxations(domains),
-            self.settings,
+            settings,
             slopes=domains.slopes,
             splits=self.splits(domains),
-            proven=clauses.proven,
+            proven=lambda lower: self.proven(domains, lower.squeeze(1)),
             seconds_left=seconds_left,
+            mix=mix,
         )
-        beta = domains.beta
-        if found.betas:
-            beta = torch.cat([found.betas[layer.source] for layer in self.layout.layers], dim=1)
-        return replace(domains, lower=torch.fmax(domains.lower, found.lower), beta=beta, slopes=found.slopes)
+
+    def proven(self, domains: Domains, lower: Tensor) -> Tensor:
+        """Which domains ``[D]`` the bounds ``[D]`` close. A NaN closes nothing."""
+        clauses = self.problem.clauses.pick(domains.clause)
+        # where every row is strict in the file, a counterexample makes the sum negative: a bound of 0 refutes it too
+        all_strict = (clauses.attainable_rhs | ~torch.isfinite(clauses.rhs)).all(1)
+        return (lower > 0) | (all_strict & (lower >= 0))
 
     def coefficients(self, domains: Domains) -> tuple[Mapping[int, Tensor], Mapping[int, Relaxation]]:
-        """Coefficient on each nonlinear node's output ``[D, R, *shape]`` at the domains' own slopes, for branching."""
+        """Coefficient on each nonlinear node's output ``[D, 1, *shape]`` at the domains' own slopes, for branching."""
         relaxations = self.relaxations(domains)
+        mix = self.mix(domains)
+        rows = Rows(self.problem.graph.output, *mix.row(mix.weight))
         result = backward(
-            self.problem.graph,
-            self.rows(domains),
-            relaxations,
-            domains.slopes,
-            self.splits(domains),
-            save=True,
+            self.problem.graph, rows, relaxations, domains.slopes, self.splits(domains), save=True
         )
         return result.saved, relaxations
 
     def quick(self, domains: Domains) -> Tensor:
-        """Row bounds ``[D, R]`` by one pass with the domains' slopes and multipliers, nothing optimised."""
-        parts = []
+        """Bounds ``[D]`` by one pass with the domains' slopes and multipliers, nothing optimised."""
         once = replace(self.settings, iterations=1)
+        parts = []
         for tile in cut(len(domains), DOMAIN_TILE):
             index = torch.arange(tile.start, tile.stop, device=domains.id.device)
-            part = domains.pick(index)
-            found = optimize_rows(
-                self.problem.graph,
-                self.rows(part),
-                self.region(part),
-                self.relaxations(part),
-                once,
-                slopes=part.slopes,
-                splits=self.splits(part),
-            )
-            parts.append(found.lower)
+            parts.append(self._optimize(domains.pick(index), once, None).lower.squeeze(1))
         return torch.cat(parts)
 
-    def rows(self, domains: Domains) -> Rows:
-        """The clause's rows of each domain on the network's output."""
-        graph = self.problem.graph
-        c = self.problem.clauses.c[domains.clause]
-        return Rows(graph.output, c.reshape(*c.shape[:2], *graph.output_shape))
+    def mix(self, domains: Domains) -> RowMix:
+        """The clause's rows of each domain with the domain's weights."""
+        clauses = self.problem.clauses.pick(domains.clause)
+        real = torch.isfinite(clauses.rhs)
+        c = clauses.c.reshape(*clauses.c.shape[:2], *self.problem.graph.output_shape)
+        return RowMix(c, torch.where(real, clauses.rhs, 0.0), real, domains.mix)
 
     def region(self, domains: Domains) -> Region:
         """The input box of each domain, ``[D, *input]`` (a view where there is one region)."""

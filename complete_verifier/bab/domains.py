@@ -9,13 +9,19 @@ import torch
 from torch import Tensor
 
 
+PLAIN_FIELDS = ("id", "clause", "depth", "sign", "beta", "lower", "mix")
+
+
 @dataclass(frozen=True, slots=True)
 class Domains:
     """D domains. R rows of a clause, U splittable neurons in all.
 
+    A domain is bounded through one row: the sum of its clause's rows (minus their rhs) under the weights ``mix``
+    ``[D, R]``. ``lower`` ``[D]`` is the best lower bound of such a sum so far: above 0 it refutes the clause there.
+
     ``id`` ``[D]`` int64 (unique, in order of creation), ``clause`` ``[D]`` int64, ``depth`` ``[D]`` int64,
-    ``sign`` ``[D, U]`` int8 (+1: z >= 0, -1: z <= 0, 0: not split), ``beta`` ``[D, U]``, ``lower`` ``[D, R]``,
-    ``slopes``: per nonlinear node ``[D, R, P, u]``.
+    ``sign`` ``[D, U]`` int8 (+1: z >= 0, -1: z <= 0, 0: not split), ``beta`` ``[D, U]``,
+    ``slopes``: per nonlinear node ``[D, 1, P, u]``.
     """
 
     id: Tensor
@@ -24,6 +30,7 @@ class Domains:
     sign: Tensor
     beta: Tensor
     lower: Tensor
+    mix: Tensor
     slopes: Mapping[int, Tensor]
 
     def __len__(self) -> int:
@@ -31,19 +38,17 @@ class Domains:
 
     def pick(self, index: Tensor) -> Domains:
         """Some of the domains, in the given order (repeats allowed)."""
-        return Domains(*(x[index] for x in self._plain()), {k: v[index] for k, v in self.slopes.items()})
-
-    def _plain(self) -> tuple[Tensor, ...]:
-        return self.id, self.clause, self.depth, self.sign, self.beta, self.lower
+        return self.rebuild(tuple(t[index] for t in self.tensors()))
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors in a fixed order, for stores."""
-        return (*self._plain(), *(self.slopes[k] for k in sorted(self.slopes)))
+        return (*(getattr(self, name) for name in PLAIN_FIELDS), *(self.slopes[k] for k in sorted(self.slopes)))
 
     def rebuild(self, tensors: tuple[Tensor, ...]) -> Domains:
         """Inverse of `tensors` for a batch of the same kind."""
         keys = sorted(self.slopes)
-        return Domains(*tensors[:6], dict(zip(keys, tensors[6:], strict=True)))
+        plain = dict(zip(PLAIN_FIELDS, tensors, strict=False))
+        return Domains(**plain, slopes=dict(zip(keys, tensors[len(PLAIN_FIELDS) :], strict=True)))
 
     def bytes(self) -> int:
         """Bytes that these domains occupy."""

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from auto_LiRPA.bounds.backward import Rows, backward, neuron_rows
+from auto_LiRPA.bounds.backward import Relaxations, Rows, backward, neuron_rows
 from auto_LiRPA.graph.ir import Graph
-from auto_LiRPA.operators.activation import Relu
 from auto_LiRPA.parallel.store import LocalStore
 from auto_LiRPA.values import Box, Interval
 from complete_verifier.bab.domains import Domains
@@ -88,16 +87,16 @@ class LeafSolver:
             return LeafResult(True, None)
         return LeafResult(False, result.x[:-1].reshape(self.graph.input_shape))
 
-    def _affine(self, rows: Rows, relaxations: dict[int, object]) -> tuple[Tensor, Tensor]:
+    def _affine(self, rows: Rows, relaxations: Relaxations) -> tuple[Tensor, Tensor]:
         """``rows`` as exact affine functions of the input: ``[T, n]``, ``[T]``."""
-        result = backward(self.graph, rows, relaxations)  # type: ignore[arg-type]
+        result = backward(self.graph, rows, relaxations)
         count = rows.coef.shape[1]
         if result.coef is None:
             n = self.graph.nodes[0].size
             return torch.zeros(count, n, dtype=torch.float64), result.bias[0].expand(count)
         return result.coef[0].flatten(1), result.bias[0].expand(count)
 
-    def _sign_constraints(self, domain: Domains, relaxations: dict[int, object]) -> tuple[np.ndarray, np.ndarray]:
+    def _sign_constraints(self, domain: Domains, relaxations: Relaxations) -> tuple[np.ndarray, np.ndarray]:
         """``A x <= b`` that says every split neuron has its sign."""
         parts: list[np.ndarray] = []
         limits: list[np.ndarray] = []
@@ -115,7 +114,3 @@ class LeafSolver:
             return np.zeros((0, self.graph.nodes[0].size)), np.zeros(0)
         return np.concatenate(parts), np.concatenate(limits)
 
-
-def is_affine_when_split(graph: Graph) -> bool:
-    """True if fixing the signs of all ReLU inputs leaves only affine operators."""
-    return all(n.op.linear or isinstance(n.op, Relu) for n in graph.nodes[1:])

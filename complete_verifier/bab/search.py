@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -104,7 +104,7 @@ class _Search:
         roots = self._roots()
         self.state.next_id = len(roots)
         store = DomainStore(roots, self.settings.traversal)
-        store.add(roots, self._margin(roots))
+        store.add(roots, roots.lower)
         reason = ""
         while len(store):
             reason = self._limit(len(store))
@@ -115,7 +115,7 @@ class _Search:
             try:
                 confirmed = self._round(parents, store)
             except OutOfTime:
-                store.add(parents, self._margin(parents))
+                store.add(parents, parents.lower)
                 reason = "time limit"
                 break
             if confirmed:
@@ -150,13 +150,12 @@ class _Search:
         self.state.next_id += len(children)
         children = self.bounder.bound(children, self.problem.clock.left)
         self.state.visited += len(children)
-        clauses = self.problem.clauses.pick(children.clause)
-        proven = clauses.proven(children.lower)
+        proven = self.bounder.proven(children, children.lower)
         if self.settings.record_ledger:
             self.state.ledger.close(children.pick(proven.nonzero().squeeze(-1)), "bound")
         open_children = children.pick((~proven).nonzero().squeeze(-1))
         if len(open_children):
-            store.add(open_children, self._margin(open_children))
+            store.add(open_children, open_children.lower)
         self.state.seconds_per_domain = (time.monotonic() - began) / len(children)
         return False
 
@@ -165,35 +164,38 @@ class _Search:
         clause = (~self.start.proven).nonzero().squeeze(-1)
         like = self.start.lower
         count, width = len(clause), self.layout.width
+        picked = self.problem.clauses.pick(clause)
+        gaps = like[clause] - picked.rhs
+        best = gaps.argmax(1)
         return Domains(
             id=torch.arange(count, device=like.device),
             clause=clause,
             depth=torch.zeros_like(clause),
             sign=torch.zeros(count, width, dtype=torch.int8, device=like.device),
             beta=torch.zeros(count, width, dtype=like.dtype, device=like.device),
-            lower=like[clause],
-            slopes=self._root_slopes(clause),
+            lower=gaps.gather(1, best.unsqueeze(1)).squeeze(1),
+            mix=_first_mix(torch.isfinite(picked.rhs), best).to(like),
+            slopes=self._root_slopes(clause, best),
         )
 
-    def _root_slopes(self, clause: Tensor) -> Mapping[int, Tensor]:
+    def _root_slopes(self, clause: Tensor, row: Tensor) -> Mapping[int, Tensor]:
+        """Slopes ``[D, 1, P, u]`` to start from: those of each clause's best row."""
         region = self.problem.clauses.region[clause]
-        rows = self.problem.clauses.c.shape[1]
         slopes = {}
         for node_id, relaxation in self.start.intermediate.relaxations.items():
             spec = relaxation.alpha
             if spec is None or len(spec.index) == 0:
                 continue
             if node_id in self.start.slopes:
-                slopes[node_id] = self.start.slopes[node_id][clause]
+                slopes[node_id] = self.start.slopes[node_id][clause, row].unsqueeze(1)
             else:
-                slopes[node_id] = spec.initial[region].unsqueeze(1).expand(-1, rows, -1, -1).clone()
+                slopes[node_id] = spec.initial[region].unsqueeze(1).clone()
         return slopes
 
     def _scores(self, parents: Domains) -> Scores:
         coefficients, relaxations = self.bounder.coefficients(parents)
-        real = torch.isfinite(self.problem.clauses.rhs[parents.clause])
         return babsr_scores(
-            self.problem.graph, self.layout, coefficients, relaxations, parents.sign, real, self.settings.reduceop
+            self.problem.graph, self.layout, coefficients, relaxations, parents.sign, self.settings.reduceop
         )
 
     def _levels(self, count: int, scores: Scores) -> int:
@@ -211,10 +213,7 @@ class _Search:
         def try_child(parent: Tensor, column: Tensor, sign: int) -> Tensor:
             family = parents.pick(parent)
             signs = family.sign.scatter(1, column.unsqueeze(1), sign)
-            child = Domains(
-                family.id, family.clause, family.depth, signs, family.beta, family.lower, family.slopes
-            )
-            return self._margin(child, self.bounder.quick(child))
+            return self.bounder.quick(replace(family, sign=signs))
 
         columns = kfsb(scores, self.settings.candidates, levels, self.settings.reduceop, try_child)
         # too few candidates tried: fill up by the plain scores
@@ -240,10 +239,6 @@ class _Search:
                 return True
             self.state.undecided_leaves += 1
         return False
-
-    def _margin(self, domains: Domains, lower: Tensor | None = None) -> Tensor:
-        clauses = self.problem.clauses.pick(domains.clause)
-        return clauses.margin(domains.lower if lower is None else lower)
 
     def _batch(self, open_domains: int) -> int:
         """Parents of the next round: the batch size, cut down so that a round fits the time left."""
@@ -284,3 +279,16 @@ class _Search:
             store.worst_margin(),
             time.monotonic() - self.state.started,
         )
+
+
+# Share of the weight that the best single row gets at the start; the rest is spread over the clause's other rows.
+BEST_ROW_SHARE = 0.7
+
+
+def _first_mix(real: Tensor, best: Tensor) -> Tensor:
+    """Row weights ``[K, R]`` to start from: mostly each clause's best row, so that the known bound is near."""
+    one_hot = torch.nn.functional.one_hot(best, real.shape[1]).to(torch.float64)
+    others = real.to(torch.float64) * (1 - one_hot)
+    spread = others / others.sum(1, keepdim=True).clamp_min(1)
+    has_others = others.sum(1, keepdim=True) > 0
+    return torch.where(has_others, BEST_ROW_SHARE * one_hot + (1 - BEST_ROW_SHARE) * spread, one_hot)

@@ -54,17 +54,14 @@ def babsr_scores(
     coefficients: Mapping[int, Tensor],
     relaxations: Mapping[int, Relaxation],
     sign: Tensor,
-    real_rows: Tensor,
     reduceop: str,
 ) -> Scores:
     """Scores of every splittable neuron.
 
     Args:
-        coefficients: coefficient on each ReLU's output, ``[D, R, *shape]``.
-        real_rows: ``[D, R]`` bool, False for padding rows, which do not count in the mean over rows.
+        coefficients: coefficient on each ReLU's output, ``[D, R, *shape]``; scores are averaged over R.
     """
     reduce = {"min": torch.minimum, "max": torch.maximum, "mean": lambda a, b: (a + b) / 2}[reduceop]
-    weight = real_rows.to(torch.float32) / real_rows.sum(1, keepdim=True).clamp_min(1)
     mains, backups, open_ = [], [], []
     for layer in layout.layers:
         relaxation = relaxations[layer.node]
@@ -82,9 +79,8 @@ def babsr_scores(
         b = torch.zeros_like(slope) if bias is None else bias[layer.index].to(slope)
         down = a.clamp_max(0) * offset
         main = (reduce(a * b * (slope - 1), a * b * slope) + down).abs()
-        w = weight.to(main).unsqueeze(-1)
-        mains.append((main * w).sum(1))
-        backups.append((down * w).sum(1))
+        mains.append(main.mean(1))
+        backups.append(down.mean(1))
         open_.append((box.lower < 0) & (box.upper > 0))
     splittable = torch.cat(open_, 1) & (sign == 0)
     return Scores(torch.cat(mains, 1), torch.cat(backups, 1), splittable)

@@ -51,7 +51,7 @@ def bound_settings(config: Config) -> BoundSettings:
 
 
 def incomplete_settings(config: Config, timeout_s: float) -> IncompleteSettings:
-    """For the incomplete stage. Without it (or without iterations) plain CROWN makes the bounds that BaB starts from."""
+    """For the incomplete stage. Switched off, or without iterations, it is plain CROWN, which BaB starts from."""
     return IncompleteSettings(
         method=_method(config),
         prune_after_crown=config.solver.prune_after_crown,
@@ -61,11 +61,13 @@ def incomplete_settings(config: Config, timeout_s: float) -> IncompleteSettings:
 
 
 def _method(config: Config) -> Method:
-    method = config.solver.bound_prop_method
-    if method in ("alpha-forward", "dynamic-forward", "dynamic-forward+crown", "dynamic-forward+backward"):
-        method = "alpha-crown"  # the configuration has warned of it
-    plain = not config.general.enable_incomplete_verification or config.solver.alpha_crown.iteration == 0
-    return "crown" if method == "alpha-crown" and plain else method
+    match config.solver.bound_prop_method:
+        case "alpha-forward" | "dynamic-forward" | "dynamic-forward+crown" | "dynamic-forward+backward" | "alpha-crown":
+            # the configuration has warned that alpha-CROWN stands in for the first four
+            plain = not config.general.enable_incomplete_verification or config.solver.alpha_crown.iteration == 0
+            return "crown" if plain else "alpha-crown"
+        case method:
+            return method
 
 
 def attack_settings(config: Config) -> AttackSettings:
@@ -110,10 +112,3 @@ def bab_settings(config: Config) -> BabSettings:
         auto_enlarge=config.solver.auto_enlarge_batch_size,
         pruning_in_iteration=config.bab.pruning_in_iteration,
     )
-
-
-def timeout_seconds(config: Config, of_the_list: float | None) -> float:
-    """The limit of one instance; ``of_the_list``: the third column of its row, if there is one."""
-    if config.bab.override_timeout is not None:
-        return config.bab.override_timeout
-    return (config.bab.timeout if of_the_list is None else of_the_list) * config.bab.timeout_scale

@@ -41,6 +41,7 @@ class Display(ABC):
         for text in lines_of(event):
             self.line(text)
 
+    @abstractmethod
     def begin(self, name: str, started: float, timeout_s: float) -> None:
         """An instance starts; its clock began at the monotonic time ``started``."""
 
@@ -64,6 +65,9 @@ class Quiet(Display):
 
     def result(self, text: str) -> None:
         self._write(text)
+
+    def begin(self, name: str, started: float, timeout_s: float) -> None:
+        return None
 
 
 class Plain(Display):

@@ -34,8 +34,9 @@ def lines_of(event: Event) -> Iterator[str]:
             yield from _bounds(event)
         case SearchProgressed():
             yield (
-                f"BaB round {event.round}: Length of domains: {event.domains_open}, Current (lb-rhs): {event.worst:.6g},"
-                f" {event.domains_visited} domains visited, Cumulative time: {event.seconds:.1f}"
+                f"BaB round {event.round}: Length of domains: {event.domains_open},"
+                f" Current (lb-rhs): {event.worst:.6g}, {event.domains_visited} domains visited,"
+                f" Cumulative time: {event.seconds:.1f}"
             )
         case Note():
             yield event.text

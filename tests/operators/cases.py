@@ -92,13 +92,13 @@ def _geometry(d: Dice, axes: int, dilated: bool) -> dict[str, tuple[int, ...]]:
     """Windows that each hold at least one input entry; the last one may reach over the far end (ceil mode)."""
     found: list[tuple[int, ...]] = []
     for _ in range(axes):
-        k, s, q = d.int(1, 3), d.int(1, 3), d.int(1, 2) if dilated else 1
+        k, s, q = d.int(1, 4), d.int(1, 3), d.int(1, 2) if dilated else 1
         reach = q * (k - 1)
-        n = reach + d.int(1, 4)
+        n = reach + d.int(1, 5 if axes == 1 else 3)
         before, after = d.int(0, k // 2), d.int(0, k // 2)
         out = (n + before + after - reach - 1) // s + 1
         ceil = (n + before + after - reach - 1) % s != 0 and out * s < n + before
-        found.append((k, s, q, n, before, after, out + (1 if ceil and d.int(0, 1) else 0)))
+        found.append((k, s, q, n, before, after, out + (1 if ceil and d.int(0, 3) else 0)))
     names = ("kernel", "stride", "dilation", "size", "before", "after", "out")
     return dict(zip(names, zip(*found, strict=True), strict=True))
 

@@ -203,7 +203,7 @@ def _same(found: Tensor, wanted: Tensor | None, variable: Tensor) -> None:
 
 @pytest.mark.parametrize("name", NONLINEAR)
 def test_autograd_of_the_lines_is_the_true_derivative(name: str) -> None:
-    """Autograd itself against finite differences: tangent points solve an equation whose solution moves with the box."""
+    """Autograd itself against finite differences: a tangent point solves an equation that moves with the box."""
     case, op, dice = _case(name, 13, torch.float64)
     boxes = tuple(Interval(b.lower + 1e-3, b.upper + 2e-3) for b in make_boxes(dice, case, "plain", batch=2))
     coef = dice.normal(2, 3, *_out_shape(case))

@@ -1,0 +1,116 @@
+"""The command `abcrown`: reads the command line, runs what it asks for, and ends with an exit code.
+
+Exit codes: 0 a verdict was reached (sat, unsat, unknown or timeout), 1 internal error, 2 bad input, 3 a rank was lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from complete_verifier.config import LoadedConfig, check_supported, load_config, render_config, to_yaml
+from complete_verifier.driver.boundary import OK, Boundary
+from complete_verifier.driver.instances import is_list
+from complete_verifier.driver.interrupts import Interrupts, Terminated
+from complete_verifier.driver.process_clock import process_start
+from complete_verifier.reporting.display import Display, make_display
+
+HELP = """\
+abcrown proves or refutes properties of neural networks.
+
+  abcrown --onnx_path net.onnx --vnnlib_path property.vnnlib --timeout 60
+      one network and one property; the verdict goes to out.txt
+  abcrown --config settings.yaml --save_adv_example
+      the same by a YAML file; a counterexample goes to a file of its own
+  abcrown --csv_name instances.csv --root_path benchmark --results_file results.pkl --stats_file stats.json
+      all rows onnx,vnnlib,timeout of a list
+
+abcrown --help lists all flags; docs/options.md explains them.
+"""
+
+
+def main(argv: Sequence[str] | None = None, entered: float | None = None) -> int:
+    """Run the command line ``argv`` (None: this process's own) and return the exit code.
+
+    Args:
+        entered: monotonic time at which the process's first line of ours ran. The deadline counts from the start of
+            the process where the command line is its own, else from this call.
+    """
+    now = time.monotonic()
+    started = process_start(now if entered is None else entered) if argv is None else now
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words:
+        print(HELP, end="")
+        return OK
+    boundary = Boundary(debug="--debug" in words)
+    with boundary:
+        return _run(words, started)
+    return boundary.code
+
+
+def _run(words: Sequence[str], started: float) -> int:
+    loaded = load_config(words)
+    if loaded.options.print_config:
+        print(render_config(loaded), end="")
+        return OK
+    warned = check_supported(loaded)
+    interrupts = Interrupts()
+    with interrupts.installed(), make_display(loaded.options.quiet) as display, _logs_to(display, loaded.options.debug):
+        _introduce(loaded, warned, display)
+        if is_list(loaded.config):
+            from complete_verifier.driver.listed import run_list
+
+            try:
+                return run_list(loaded, display, interrupts)
+            except Terminated:
+                return OK  # between two rows: everything so far is written
+        from complete_verifier.driver.single import run_single
+
+        run_single(loaded, display, interrupts, started)
+    return OK
+
+
+def _introduce(loaded: LoadedConfig, warned: Sequence[str], display: Display) -> None:
+    """What is run: the settings that differ from the defaults, and what was passed over."""
+    display.line("Configurations:")
+    for line in to_yaml(loaded.config, only_non_default=True).splitlines():
+        display.line(f"  {line}")
+    for line in warned:
+        display.line(f"warning: {line}")
+
+
+class _Lines(logging.Handler):
+    """Log records as lines of the display."""
+
+    def __init__(self, display: Display) -> None:
+        super().__init__()
+        self._display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._display.line(f"{record.levelname.lower()}: {' '.join(record.getMessage().split())}")
+
+
+@contextmanager
+def _logs_to(display: Display, debug: bool) -> Iterator[None]:
+    """Within: our loggers speak through the display, and other libraries' warnings only with --debug."""
+    handler, level = _Lines(display), logging.DEBUG if debug else logging.WARNING
+    loggers = [logging.getLogger(name) for name in ("auto_LiRPA", "complete_verifier")]
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = False
+    try:
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, (old_level, propagate) in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(old_level)
+            logger.propagate = propagate

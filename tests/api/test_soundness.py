@@ -1,0 +1,109 @@
+"""Soundness: no real output of a random network lies outside the bounds, for every method, norm and element type."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
+from tests.api.attacks import Around
+from tests.api.networks import KINDS, Net
+
+METHODS = ("IBP", "CROWN-IBP", "CROWN", "forward", "forward+backward", "CROWN-Optimized")
+NORMS = ("inf", "box", "2", "1", "3")
+# Bounds are computed by rounding arithmetic: relative room for it, far below any real fault.
+ROUNDING = {torch.float32: 2e-5, torch.float64: 1e-11}
+
+
+def _region(net: Net, norm: str, batch: int, size: float, seed: int, dtype: torch.dtype) -> tuple[Around, PerturbationLpNorm]:
+    gen = torch.Generator().manual_seed(seed)
+    x = (torch.rand(batch, *net.input_shape, generator=gen, dtype=torch.float64) * 2 - 0.7).to(dtype)
+    eps = (size * (0.2 + torch.rand(batch, generator=gen, dtype=torch.float64))).to(dtype)
+    if norm == "box":
+        low = x - size * torch.rand(x.shape, generator=gen, dtype=torch.float64).to(dtype)
+        high = x + size * torch.rand(x.shape, generator=gen, dtype=torch.float64).to(dtype)
+        high = torch.where(torch.rand(x.shape, generator=gen) < 0.2, low, high)  # some inputs do not move
+        return Around(x, eps, math.inf, low, high), PerturbationLpNorm(norm=math.inf, x_L=low, x_U=high)
+    around = Around.ball(x, eps, float(norm))
+    wide = eps.reshape(-1, *([1] * (x.ndim - 1)))
+    return around, PerturbationLpNorm(norm=float(norm), eps=wide)
+
+
+def _rows(batch: int, n_out: int, seed: int, dtype: torch.dtype) -> Tensor:
+    gen = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 3, n_out, generator=gen, dtype=torch.float64).to(dtype)
+
+
+@settings(max_examples=12)
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("norm", NORMS)
+@given(seed=st.integers(0, 10**6), size=st.sampled_from([0.02, 0.3, 1.5]), double=st.booleans())
+def test_no_output_lies_outside(kind: str, norm: str, seed: int, size: float, double: bool) -> None:
+    """lb <= C f(x) <= ub for sampled x and for those that a gradient search finds, with and without C."""
+    dtype = torch.float64 if double else torch.float32
+    net = KINDS[kind](seed).to(dtype)
+    batch = 1 + seed % 3
+    around, ptb = _region(net, norm, batch, size, seed, dtype)
+    rows = _rows(batch, net.n_out, seed, dtype)
+    low, high = _real_range(net, around, rows, seed)
+    identity = torch.eye(net.n_out, dtype=dtype).expand(batch, -1, -1)
+    low_y, high_y = _real_range(net, around, identity, seed)
+    opts = {"optimize_bound_args": {"iteration": 6}, "compare_crown_with_ibp": seed % 2 == 0}
+    bounded = BoundedModule(net, around.x, bound_opts=opts)
+    for method in METHODS:
+        x = BoundedTensor(around.x, ptb)
+        _contained(bounded.compute_bounds(x=(x,), C=rows, method=method), low, high, f"{method} with C")
+        _contained(bounded.compute_bounds(x=(x,), method=method), low_y, high_y, method)
+
+
+def _real_range(net: Callable[[Tensor], Tensor], around: Around, rows: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Least and greatest value ``[B, S]`` of the rows that sampling and searching met."""
+    gen = torch.Generator().manual_seed(seed)
+    points = around.samples(200, gen)
+    with torch.no_grad():
+        out = net(points.flatten(0, 1)).reshape(len(points), around.x.shape[0], -1)
+    values = torch.einsum("bsn,kbn->kbs", rows, out)
+    low, high = values.amin(0), values.amax(0)
+    for start in (around.x, points[0], points[-1]):
+        low = torch.minimum(low, around.search(net, rows, start).T)
+        high = torch.maximum(high, -around.search(net, -rows, start).T)
+    return low, high
+
+
+def _contained(bounds: tuple[Tensor, Tensor], low: Tensor, high: Tensor, what: str) -> None:
+    lower, upper = (side.flatten(1) for side in bounds)
+    room = ROUNDING[low.dtype] * (1 + torch.maximum(low.abs(), high.abs()))
+    assert not bool(torch.isnan(lower).any() | torch.isnan(upper).any()), f"{what}: NaN"
+    assert bool((lower <= low + room).all()), f"{what}: lower bound above a real output by {(lower - low).max():.3g}"
+    assert bool((upper >= high - room).all()), f"{what}: upper bound below a real output by {(high - upper).max():.3g}"
+
+
+def test_point_regions_are_exact() -> None:
+    """A region of one point: every method gives the output itself."""
+    for kind, make in KINDS.items():
+        net = make(5)
+        x = torch.rand(2, *net.input_shape, dtype=torch.float64)
+        y = net(x).detach()
+        for norm in (math.inf, 2.0):
+            bounded = BoundedModule(net, x)
+            for method in METHODS:
+                lower, upper = bounded.compute_bounds(x=(BoundedTensor(x, PerturbationLpNorm(0.0, norm)),), method=method)
+                assert torch.allclose(lower, y, atol=1e-9) and torch.allclose(upper, y, atol=1e-9), (kind, norm, method)
+
+
+def test_narrower_regions_give_no_looser_intervals() -> None:
+    """IBP is monotone: half the radius lies within the whole one's bounds."""
+    for seed in range(10):
+        net = KINDS["cnn"](seed)
+        bounded = BoundedModule(net, torch.zeros(1, *net.input_shape, dtype=torch.float64))
+        x = torch.rand(1, *net.input_shape, dtype=torch.float64)
+        wide, narrow = (
+            bounded.compute_bounds(x=(BoundedTensor(x, PerturbationLpNorm(eps)),), method="IBP") for eps in (0.2, 0.1)
+        )
+        assert bool((wide[0] <= narrow[0] + 1e-12).all() & (narrow[1] <= wide[1] + 1e-12).all())

@@ -2,7 +2,7 @@
 #   make quickstart   prove one property of a small digit classifier and refute another
 #   make test         lint, types, import layers and the test suite with coverage
 #   make soak         the long forms of the tests
-#   make bench        the benchmarks, one process each
+#   make bench        memory and time of the bound engine (DEVICE=cuda on a GPU)
 # Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -12,6 +12,7 @@ INSTALLED := $(VENV)/.installed
 PACKAGES := auto_LiRPA complete_verifier $(wildcard abcrown)
 WORKERS ?= 2
 COVERAGE_MIN ?= 85
+DEVICE ?= cpu
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -53,9 +54,10 @@ lint: $(INSTALLED)
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS) --soak --hypothesis-profile=soak
 
-# One process per benchmark: a figure counts only if no earlier result is still alive.
+# Each case runs in a process of its own: a figure counts only if no earlier result is still alive.
 bench: $(INSTALLED)
-	@set -e; for file in $(wildcard benchmarks/bench_*.py); do echo "== $$file"; $(BIN)/python $$file; done
+	@mkdir -p out
+	$(BIN)/python benchmarks/bounds.py all --device $(DEVICE) --out out/bounds.jsonl
 
 clean:
 	rm -rf out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from auto_LiRPA.bounded_module import BoundedModule
 from auto_LiRPA.bounded_tensor import BoundedParameter, BoundedTensor
+from auto_LiRPA.graph.module import load_onnx
 from auto_LiRPA.graph.registry import register_custom_op, unregister_custom_op
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.perturbations import (
@@ -29,6 +30,7 @@ __all__ = [
     "PerturbationLpNorm",
     "PerturbationSynonym",
     "__version__",
+    "load_onnx",
     "register_custom_op",
     "unregister_custom_op",
 ]

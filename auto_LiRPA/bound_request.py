@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from auto_LiRPA.bound_options import StopRule
 from auto_LiRPA.bounded_tensor import BoundedTensor
 from auto_LiRPA.bounds.intermediate import Given
-from auto_LiRPA.errors import ConfigError, SpecError
+from auto_LiRPA.bounds.methods import Method
+from auto_LiRPA.bounds.optimize import Proven, SecondsLeft
+from auto_LiRPA.errors import ConfigError, SpecError, UserError
 from auto_LiRPA.graph.ir import Graph, Node
 from auto_LiRPA.perturbations import Perturbation
 from auto_LiRPA.utils import OneHotC, eyeC
@@ -142,6 +147,60 @@ def ending_at(graph: Graph, name: str | None) -> Graph:
         return graph
     node = find_node(graph, name, "final_node_name")
     return replace(graph, nodes=graph.nodes[: node.id + 1], output=node.id, output_batched=True)
+
+
+def refuse(**given: object) -> None:
+    """Parameters that do not act: anything but None or False is an error that names the first one."""
+    for name, value in given.items():
+        if value is not None and value is not False:
+            raise UserError(f"compute_bounds: {name}: not supported yet; leave it out")
+
+
+def method_named(name: str | None, ibp: bool, forward: bool) -> Method:
+    """The method that the name and upstream's two flags mean together."""
+    if name is None:
+        return Method.IBP if ibp else Method.FORWARD if forward else Method.CROWN
+    method = Method.named(name)
+    if method is Method.CROWN and (ibp or forward):
+        return Method.CROWN_IBP if ibp else Method.FORWARD_CROWN
+    return method
+
+
+def wants_coefficients(
+    graph: Graph, return_a: bool, needed: Mapping[str, Collection[str]] | None, method: Method
+) -> bool:
+    """Whether coefficients are asked for; more than output -> input, or of a method without any, is an error."""
+    if not return_a:
+        return False
+    if not method.ends_backward:
+        raise UserError(f"compute_bounds: return_A: method {method.value} has no coefficients; use a CROWN method")
+    start, end = graph.nodes[graph.output].name, graph.nodes[0].name
+    for name, ends in (needed or {}).items():
+        if name != start or not set(ends) <= {end}:
+            raise UserError(
+                f"compute_bounds: needed_A_dict[{name!r}] = {sorted(ends)}: only {start!r} -> {end!r} is supported"
+            )
+    return True
+
+
+def proven_by(rule: StopRule | None) -> Proven | None:
+    """A stop criterion of upstream's kind as one answer per batch element."""
+    if rule is None:
+        return None
+
+    def proven(lower: Tensor) -> Tensor:
+        said = torch.as_tensor(rule(lower), dtype=torch.bool, device=lower.device)
+        return said.expand(lower.shape[0]) if said.ndim == 0 else said.reshape(lower.shape[0], -1).all(1)
+
+    return proven
+
+
+def clock(max_time: float) -> SecondsLeft | None:
+    """Seconds until ``max_time`` from now has passed; None for no limit."""
+    if not math.isfinite(max_time):
+        return None
+    end = time.monotonic() + max_time
+    return lambda: end - time.monotonic()
 
 
 def _list(shape: tuple[int, ...]) -> str:

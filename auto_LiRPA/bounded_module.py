@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,11 +11,22 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from auto_LiRPA.bound_options import BoundOptions, StopRule
-from auto_LiRPA.bound_request import NamedBoxes, PerturbedInput, ending_at, find_node, given_boxes, specification
+from auto_LiRPA.bound_options import BoundOptions
+from auto_LiRPA.bound_request import (
+    NamedBoxes,
+    PerturbedInput,
+    clock,
+    ending_at,
+    find_node,
+    given_boxes,
+    method_named,
+    proven_by,
+    refuse,
+    specification,
+    wants_coefficients,
+)
 from auto_LiRPA.bounds.intermediate import Boxes
 from auto_LiRPA.bounds.methods import Bounds, Method, Query, Side, compute
-from auto_LiRPA.bounds.optimize import Proven, SecondsLeft
 from auto_LiRPA.errors import ConfigError, UserError
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.graph.registry import CustomOperator, register_custom_op
@@ -26,7 +36,7 @@ from auto_LiRPA.operators.activation import Relu
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.numerics import full_precision
 from auto_LiRPA.parallel.settings import ParallelSettings
-from auto_LiRPA.shared_graph import element_type, shared_graph
+from auto_LiRPA.shared_graph import SharedGraph, element_type, shared_graph
 from auto_LiRPA.values import Interval
 
 Side2 = tuple[Tensor | None, Tensor | None]
@@ -84,8 +94,10 @@ class BoundedModule(nn.Module):
         self._options = BoundOptions().updated(bound_opts)
         self._example = _example(global_input)
         self._parallel = parallel
-        context = self._context(self._example.device)
-        self._shared = shared_graph(source, self._example, context.make_store)
+        make_store = self._context(self._example.device).make_store
+        self._shared: SharedGraph = (
+            model._shared if isinstance(model, BoundedModule) else shared_graph(source, self._example, make_store)
+        )
         self._ready: tuple[Graph, str, Graph] | None = None
         self._last = _Last()
         self.training = False
@@ -145,7 +157,7 @@ class BoundedModule(nn.Module):
         Raises:
             UserError: something does not fit the network, or is not supported. One line says what and how to mend it.
         """
-        _refuse(
+        refuse(
             aux=aux,
             reuse_alpha=reuse_alpha,
             average_A=average_A,
@@ -160,9 +172,9 @@ class BoundedModule(nn.Module):
         )
         if method is None and reuse_ibp:
             return self._last_ibp()
-        chosen = _method(method, IBP, forward)
+        chosen = method_named(method, IBP, forward)
         graph = ending_at(self._graph(), final_node_name)
-        wants_coefficients = _wants_coefficients(graph, return_A, needed_A_dict, chosen)
+        coefficients = wants_coefficients(graph, return_A, needed_A_dict, chosen)
         given_x = self._input(x, graph)
         record = self._records_gradients(given_x, C, chosen)
         with full_precision(), torch.set_grad_enabled(record):
@@ -171,10 +183,10 @@ class BoundedModule(nn.Module):
                 c=rows,
                 lower=bound_lower,
                 upper=bound_upper,
-                coefficients=wants_coefficients,
+                coefficients=coefficients,
                 given=given_boxes(interm_bounds, reference_bounds, graph, given_x),
-                proven=_proven(self._options.stop_rule),
-                seconds_left=_clock(self._options.max_time),
+                proven=proven_by(self._options.stop_rule),
+                seconds_left=clock(self._options.max_time),
             )
             context = self._context(given_x.values.device)
             bounds = compute(graph, given_x.region(), query, chosen, context, self._options.bounds)
@@ -233,7 +245,9 @@ class BoundedModule(nn.Module):
         """The graph as the model is now, with the chosen lower lines of its ReLUs."""
         graph, rule = self._shared.graph, self._options.slope_rule
         if self._ready is None or self._ready[0] is not graph or self._ready[1] != rule:
-            nodes = (replace(n, op=replace(n.op, slope_rule=rule)) if isinstance(n.op, Relu) else n for n in graph.nodes)
+            nodes = (
+                replace(n, op=replace(n.op, slope_rule=rule)) if isinstance(n.op, Relu) else n for n in graph.nodes
+            )
             self._ready = (graph, rule, replace(graph, nodes=tuple(nodes)))
         return self._ready[2]
 
@@ -366,57 +380,6 @@ def _example(global_input: Tensor | tuple[Tensor, ...]) -> Tensor:
     if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
         raise UserError(f"BoundedModule: global_input has {len(inputs)} parts: one tensor is expected")
     return inputs[0].detach().as_subclass(Tensor)
-
-
-def _refuse(**given: object) -> None:
-    for name, value in given.items():
-        if value is not None and value is not False:
-            raise UserError(f"compute_bounds: {name}: not supported yet; leave it out")
-
-
-def _method(name: str | None, ibp: bool, forward: bool) -> Method:
-    """The method that the name and upstream's two flags mean together."""
-    if name is None:
-        return Method.IBP if ibp else Method.FORWARD if forward else Method.CROWN
-    method = Method.named(name)
-    if method is Method.CROWN and (ibp or forward):
-        return Method.CROWN_IBP if ibp else Method.FORWARD_CROWN
-    return method
-
-
-def _wants_coefficients(
-    graph: Graph, return_a: bool, needed: Mapping[str, Collection[str]] | None, method: Method
-) -> bool:
-    if not return_a:
-        return False
-    if not method.ends_backward:
-        raise UserError(f"compute_bounds: return_A: method {method.value} has no coefficients; use a CROWN method")
-    start, end = graph.nodes[graph.output].name, graph.nodes[0].name
-    for name, ends in (needed or {}).items():
-        if name != start or not set(ends) <= {end}:
-            raise UserError(
-                f"compute_bounds: needed_A_dict[{name!r}] = {sorted(ends)}: only {start!r} -> {end!r} is supported"
-            )
-    return True
-
-
-def _proven(rule: StopRule | None) -> Proven | None:
-    """A stop criterion of upstream's kind as one answer per batch element."""
-    if rule is None:
-        return None
-
-    def proven(lower: Tensor) -> Tensor:
-        said = torch.as_tensor(rule(lower), dtype=torch.bool, device=lower.device)
-        return said.expand(lower.shape[0]) if said.ndim == 0 else said.reshape(lower.shape[0], -1).all(1)
-
-    return proven
-
-
-def _clock(max_time: float) -> SecondsLeft | None:
-    if not math.isfinite(max_time):
-        return None
-    end = time.monotonic() + max_time
-    return lambda: end - time.monotonic()
 
 
 def _shaped(side: Side | None, shape: tuple[int, ...] | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""An exact oracle for small ReLU networks: mixed-integer programming by SciPy's HiGHS. It shares no code with the project."""
+"""An exact oracle for small ReLU networks: mixed-integer programming by HiGHS, sharing no code with the project."""
 
 from __future__ import annotations
 

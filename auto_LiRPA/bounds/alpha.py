@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from auto_LiRPA.bounds.ascent import Moments, ascend
-from auto_LiRPA.bounds.backward import Pass, Relaxations, Rows, Slopes, backward, concretize, neuron_rows
+from auto_LiRPA.bounds.backward import Pass, Relaxations, Rows, Slopes, backward, concretize
 from auto_LiRPA.bounds.final import SpecTiles, spec_tiles
 from auto_LiRPA.bounds.intermediate import (
     NOTHING_GIVEN,
@@ -127,8 +127,7 @@ def _stream_boxes(
     ) -> Interval:
         parts: dict[int, Tensor] = {}
         for position in context.share(len(start.tiles)):
-            tile = start.tiles[position]
-            rows = neuron_rows(graph, start.node, start.index[tile.start : tile.stop], tile.height)
+            rows = start.rows(graph, position)
             found = optimize_rows(graph, rows, region, relaxations, one_by_one, seconds_left=seconds_left)
             parts[position] = found.lower
             context.counters.tiles += 1
@@ -278,8 +277,7 @@ class _Joint:
         """Bounds of one start node's neurons under the present slopes."""
         parts = {}
         for position in self.context.share(len(start.tiles)):
-            tile = start.tiles[position]
-            rows = neuron_rows(self.graph, start.node, start.index[tile.start : tile.stop], tile.height)
+            rows = start.rows(self.graph, position)
             slopes = self.slopes[self._key(start.node, position)]
             parts[position] = self._pass(rows, relaxations, slopes, (start.node, position))
         return join_tiles(start.tiles, self.context.gather_tiles(parts, len(start.tiles)))
@@ -324,7 +322,7 @@ class _Joint:
                 tile = start.tiles[position]
                 cut = slice(tile.start, tile.stop)
                 w = torch.cat([_padded(lower_w[:, cut], tile.height), _padded(-upper_w[:, cut], tile.height)], 1)
-                rows = neuron_rows(self.graph, start.node, start.index[cut], tile.height)
+                rows = start.rows(self.graph, position)
                 key = self._key(start.node, position)
                 parts[position] = self._tile_gradient(rows, relaxations, w, key, position, gradients)
             self._add_adjoints(adjoint, parts, len(start.tiles))

@@ -130,17 +130,40 @@ def concretize(result: Pass, region: Region) -> Tensor:
     return region.minimum(result.coef) + result.bias
 
 
-def neuron_rows(graph: Graph, node_id: int, index: Tensor, height: int, both: bool = True) -> Rows:
-    """Rows that pick the neurons ``index`` (flat, sorted) of a node and, below them, their negations.
+@dataclass(frozen=True, slots=True)
+class NeuronList:
+    """Flat neurons of a node, sorted: on the device, and on the host where blocks are chosen without waiting."""
 
-    The list is padded to ``height`` rows by repeating its last neuron, so that every tile has one shape. A plain
-    linear layer starts at its weight's rows: the product with a one-hot matrix is never made.
+    index: Tensor
+    host: tuple[int, ...]
+
+    @classmethod
+    def of(cls, index: Tensor) -> NeuronList:
+        """Copies the indices to the host once (one synchronisation)."""
+        return cls(index, tuple(index.tolist()))
+
+    def __len__(self) -> int:
+        return len(self.host)
+
+    def cut(self, start: int, stop: int, height: int) -> NeuronList:
+        """Neurons ``start:stop``, padded to ``height`` by repeating the last one, so that every tile has one shape."""
+        index, host = self.index[start:stop], self.host[start:stop]
+        missing = height - len(host)
+        if missing > 0:
+            index = torch.cat([index, index[-1:].expand(missing)])
+            host = host + host[-1:] * missing
+        return NeuronList(index, host)
+
+
+def neuron_rows(graph: Graph, node_id: int, neurons: NeuronList, both: bool = True) -> Rows:
+    """Rows that pick some neurons of a node and, below them, their negations.
+
+    A plain linear layer starts at its weight's rows: the product with a one-hot matrix is never made.
     """
     node = graph.nodes[node_id]
-    if len(index) < height:
-        index = torch.cat([index, index[-1:].expand(height - len(index))])
+    index, height = neurons.index, len(neurons)
     if isinstance(node.op, Linear) and len(node.shape) == 1:
-        coef = node.op.rows(index)
+        coef = node.op.rows(index, neurons.host)
         bias = None if node.op.bias is None else node.op.bias[index].unsqueeze(0)
         source = node.inputs[0]
         coef = (torch.cat([coef, -coef]) if both else coef).unsqueeze(0)

@@ -40,9 +40,7 @@ def _columns(weight: Tensor) -> Tensor:
     return weight.flatten(2).transpose(1, 2)
 
 
-def _values(
-    graph: Graph, region: Region, relaxations: Relaxations, wanted: frozenset[int]
-) -> dict[int, LinearBounds]:
+def _values(graph: Graph, region: Region, relaxations: Relaxations, wanted: frozenset[int]) -> dict[int, LinearBounds]:
     """Linear bounds over the input of the nodes ``wanted``."""
     needed = wanted.union(*(graph.ancestors[i] for i in wanted)) if wanted else frozenset()
     values: dict[int, LinearBounds] = {0: _identity(graph, region)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from auto_LiRPA.bounds.backward import Relaxations, Slopes, backward, concretize, neuron_rows
+from auto_LiRPA.bounds.backward import NeuronList, Relaxations, Rows, Slopes, backward, concretize, neuron_rows
 from auto_LiRPA.bounds.interval import IntervalWalk, affine_nodes, exact_nodes, nonlinear_inputs
 from auto_LiRPA.bounds.settings import BoundSettings
 from auto_LiRPA.graph.ir import Graph
@@ -28,9 +28,19 @@ class StartNode:
     """
 
     node: int
-    index: Tensor
+    neurons: NeuronList
     tiles: tuple[Tile, ...]
     cheap: Interval | None = None
+
+    @property
+    def index(self) -> Tensor:
+        """The neurons on the device, ``[u]``."""
+        return self.neurons.index
+
+    def rows(self, graph: Graph, position: int) -> Rows:
+        """The rows of one tile."""
+        tile = self.tiles[position]
+        return neuron_rows(graph, self.node, self.neurons.cut(tile.start, tile.stop, tile.height))
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +181,7 @@ def _tighten(
         return cheap, None
     batch = cheap.lower.shape[0]
     tiles = cut_rows(graph, node_id, len(index), batch, context, cheap.lower.element_size())
-    start = StartNode(node_id, index, tiles, cheap.pick(index) if settings.compare_with_ibp else None)
+    start = StartNode(node_id, NeuronList.of(index), tiles, cheap.pick(index) if settings.compare_with_ibp else None)
     found = bounder(graph, start, region, relaxations, context)
     return merge(cheap, index, found, settings.compare_with_ibp), start
 
@@ -191,7 +201,7 @@ def bound_neurons(
     """Backward bounds of some neurons of a node, in the node's own shape if ``index`` is all of them."""
     center = region.center()
     tiles = cut_rows(graph, node_id, len(index), center.shape[0], context, center.element_size())
-    found = bound_tiles(graph, StartNode(node_id, index, tiles), region, relaxations, context)
+    found = bound_tiles(graph, StartNode(node_id, NeuronList.of(index), tiles), region, relaxations, context)
     node = graph.nodes[node_id]
     if len(index) != node.size:
         return found
@@ -210,8 +220,7 @@ def bound_tiles(
     parts: dict[int, Tensor] = {}
     for position in context.share(len(start.tiles)):
         context.check_time()
-        tile = start.tiles[position]
-        rows = neuron_rows(graph, start.node, start.index[tile.start : tile.stop], tile.height)
+        rows = start.rows(graph, position)
         mine = None if slopes is None else slopes[position]
         parts[position] = concretize(backward(graph, rows, relaxations, mine), region)
         context.counters.tiles += 1

@@ -245,9 +245,11 @@ def _linear_side(
     coefs: dict[int, Tensor] = {}
     biases: dict[int, Tensor] = {}
     for order, position in enumerate(context.share(len(spec.tiles))):
+        context.check_time()
         rows = spec.rows(graph, position, sign)
         mine = None if slopes is None else slopes[order]
         coefs[position], biases[position] = _on_input(graph, backward(graph, rows, middle.relaxations, mine), batch)
+        context.counters.tiles += 1
     count = len(spec.tiles)
     coef = spec.join(context.gather_tiles(coefs, count))
     bias = spec.join(context.gather_tiles(biases, count))

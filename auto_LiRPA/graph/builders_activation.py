@@ -1,10 +1,10 @@
-"""Scalar functions: Relu, LeakyRelu, Clip, Abs, Sign, Sigmoid, Tanh, Pow; and what passes values through."""
+"""Scalar functions (Relu, Clip, Abs, Sign, Sigmoid, Tanh, Pow, ...) and what passes values through."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from auto_LiRPA.graph.layout import Activation, Value
+from auto_LiRPA.graph.layout import Activation, Constant, Value
 from auto_LiRPA.graph.node_view import Builder, NodeView
 from auto_LiRPA.operators.activation import Relu
 from auto_LiRPA.operators.base import Operator
@@ -46,6 +46,45 @@ def build_clip(view: NodeView) -> Value:
     return _elementwise(view, Clip(low, high))
 
 
+def build_max(view: NodeView) -> Value:
+    """``max(x, c)``, how some exporters write Clip, for one constant ``c``."""
+    x, c = _with_number(view)
+    return _clipped(view, x, c, None)
+
+
+def build_min(view: NodeView) -> Value:
+    """``min(x, c)`` for one constant ``c``."""
+    x, c = _with_number(view)
+    return _clipped(view, x, None, c)
+
+
+def _with_number(view: NodeView) -> tuple[Activation, float]:
+    """The activation (in the result's shape) and the one number of a Max or Min."""
+    first, second = view.input(0), view.input(1)
+    if isinstance(first, Constant):
+        first, second = second, first
+    if len(view.inputs) != 2 or not isinstance(first, Activation) or not isinstance(second, Constant):
+        return view.unsupported(f"{view.op_type} has rules for one value and one constant only")
+    values = second.tensor.detach()
+    if values.numel() == 0 or bool((values != values.reshape(-1)[0]).any()):
+        return view.unsupported(f"{view.op_type} has rules for a constant of one number only")
+    x, _ = view.with_constant(first, values)
+    return x, float(view.computed(lambda t: t.reshape(-1)[0], second))
+
+
+def _clipped(view: NodeView, x: Activation, low: float | None, high: float | None) -> Activation:
+    """A Clip; one open side of a Clip in front is closed instead (Max then Min), which bounds more tightly."""
+    before = view.assembler.nodes[x.node]
+    inner = before.op
+    if isinstance(inner, Clip):
+        merged_low = inner.low if low is None else low
+        merged_high = inner.high if high is None else high
+        free = (low is None or inner.low is None) and (high is None or inner.high is None)
+        if free and (merged_low is None or merged_high is None or merged_low <= merged_high):
+            return x.at(view.assembler.emit(Clip(merged_low, merged_high), before.inputs, x.shape), x.shape)
+    return view.emit(Clip(low, high), (x,), x.shape)
+
+
 def build_pow(view: NodeView) -> Value:
     """``x ** c`` for one constant exponent."""
     exponent = view.required(1)
@@ -82,6 +121,17 @@ def build_cast(view: NodeView) -> Value:
     return view.activation(0)
 
 
+def build_cast_like(view: NodeView) -> Value:
+    """CastLike between floating-point values: the run's own element type is kept."""
+    for value in view.inputs:
+        if isinstance(value, Constant) and not value.tensor.is_floating_point():
+            if value is view.inputs[0] and isinstance(view.inputs[1], Activation):
+                return Constant(view.computed(lambda t: t.to(view.assembler.dtype), value), view.name)
+            return view.unsupported("CastLike to or from whole numbers has no rules here")
+    first = view.inputs[0]
+    return view.wrong("input 0 is missing") if first is None else first
+
+
 def build_abs(view: NodeView) -> Value:
     """``|x|``."""
     return _elementwise(view, Abs())
@@ -106,10 +156,13 @@ BUILDERS: Mapping[str, Builder] = {
     "Relu": build_relu,
     "LeakyRelu": build_leaky_relu,
     "Clip": build_clip,
+    "Max": build_max,
+    "Min": build_min,
     "Pow": build_pow,
     "Identity": build_identity,
     "Dropout": build_dropout,
     "Cast": build_cast,
+    "CastLike": build_cast_like,
     "Abs": build_abs,
     "Sign": build_sign,
     "Sigmoid": build_sigmoid,

@@ -121,7 +121,8 @@ def evaluate(
     feeds = {n: _numpy(c.tensor) for n, c in zip(node.input, inputs, strict=True) if c is not None}
     try:
         evaluator = ReferenceEvaluator(node, opsets=dict(opsets))
-        results = evaluator.run(None, feeds)
+        with np.errstate(all="ignore"):  # what is not finite is refused by the caller
+            results = evaluator.run(None, feeds)
     except NotImplementedError as error:
         raise UnsupportedOperator(f"{place}: it works on constants but cannot be evaluated ({_line(error)})") from error
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError) as error:

@@ -30,11 +30,13 @@ class OnnxModule(nn.Module):
         self, recipe: Recipe, parameters: Mapping[str, nn.Parameter], make_store: Callable[[], ParameterStore]
     ) -> None:
         super().__init__()
-        self._keys = {name: _attach(self, name, parameter) for name, parameter in parameters.items()}
-        self._source = GraphSource(recipe, self._current, make_store)
+        self._slots = {name: _attach(self, name, parameter) for name, parameter in parameters.items()}
+        # fixed parameters are changed by hand if at all, which torch's count of changes shows without synchronising
+        trainable = any(parameter.requires_grad for parameter in parameters.values())
+        self._source = GraphSource(recipe, self._current, make_store, compare_contents=trainable)
 
     def _current(self) -> dict[str, Tensor]:
-        return {name: self.get_parameter(key) for name, key in self._keys.items()}
+        return {name: getattr(owner, last) for name, (owner, last) in self._slots.items()}
 
     @property
     def graph(self) -> Graph:
@@ -127,11 +129,14 @@ def _take_parameters(
     return taken
 
 
-def _attach(root: nn.Module, name: str, parameter: nn.Parameter) -> str:
-    """Register a parameter under its initialiser name (dots make sub-modules, as in state_dict) -> the key it got."""
-    parts = [p or "_" for p in name.split(".")]
-    owner = root
-    for part in parts[:-1]:
+def _attach(root: nn.Module, name: str, parameter: nn.Parameter) -> tuple[nn.Module, str]:
+    """Register a parameter under its initialiser name (dots make sub-modules, as in state_dict) -> owner and last name.
+
+    A name that collides with a module's own attributes gets one that cannot.
+    """
+    *path, last = (p or "_" for p in name.split("."))
+    owner: nn.Module = root
+    for part in path:
         child = owner._modules.get(part)
         if child is None:
             if hasattr(owner, part):
@@ -139,16 +144,16 @@ def _attach(root: nn.Module, name: str, parameter: nn.Parameter) -> str:
             child = nn.Module()
             owner.add_module(part, child)
         owner = child
-    if hasattr(owner, parts[-1]):
+    if hasattr(owner, last):
         return _attach_flat(root, name, parameter)
-    owner.register_parameter(parts[-1], parameter)
-    return ".".join(parts)
+    owner.register_parameter(last, parameter)
+    return owner, last
 
 
-def _attach_flat(root: nn.Module, name: str, parameter: nn.Parameter) -> str:
-    """A name that collides with a module's own attributes gets one that cannot."""
-    key = name.replace(".", "/") + "_"
-    while hasattr(root, key):
-        key += "_"
-    root.register_parameter(key, parameter)
-    return key
+def _attach_flat(root: nn.Module, name: str, parameter: nn.Parameter) -> tuple[nn.Module, str]:
+    """The name without dots and with underscores behind, until nothing of the module is called so."""
+    last = name.replace(".", "/") + "_"
+    while hasattr(root, last):
+        last += "_"
+    root.register_parameter(last, parameter)
+    return root, last

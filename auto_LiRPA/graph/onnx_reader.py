@@ -27,6 +27,7 @@ from auto_LiRPA.graph.onnx_inputs import InputShape, declared_dims, resolve_inpu
 from auto_LiRPA.graph.onnx_tensors import require_finite, torch_tensor, weight_tensor
 from auto_LiRPA.graph.onnx_walk import names_read, needed_nodes, right_factors
 from auto_LiRPA.graph.registry import CUSTOM_OPERATORS, nearest
+from auto_LiRPA.graph.simplify import without_sequences
 from auto_LiRPA.parallel.store import ParameterStore
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def read_model(
         from onnx import inliner
 
         proto = inliner.inline_local_functions(proto)
+    proto = without_sequences(proto)
     return _Reader(proto, parameters, store, place, folder, dtype, torch.device(device)).read(input_shape, batch_fixed)
 
 

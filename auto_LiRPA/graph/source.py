@@ -7,7 +7,7 @@ given new storage (``module.to(...)``), and another element type.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from auto_LiRPA.parallel.store import ParameterStore
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-Fingerprint = tuple[int, torch.dtype, torch.device, int]
+Place = tuple[int, torch.dtype, torch.device]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +44,22 @@ class GraphSource:
         recipe: Recipe,
         parameters: Callable[[], Mapping[str, Tensor]],
         make_store: Callable[[], ParameterStore],
+        *,
+        compare_contents: bool,
     ) -> None:
-        """``parameters`` gives the tensors by initialiser name as they are now; ``make_store`` an empty store."""
+        """``parameters`` gives the tensors by initialiser name as they are now; ``make_store`` an empty store.
+
+        ``compare_contents``: look at the numbers behind computed constants on every use (one host synchronisation).
+        Torch's own counts of changes miss those of a batch norm's statistics and of everything done to ``.data``.
+        """
         self.recipe = recipe
         self._parameters = parameters
         self._make_store = make_store
+        self._compare_contents = compare_contents
         self._result: ReadResult | None = None
-        self._seen: dict[str, Fingerprint] = {}
+        self._places: dict[str, Place] = {}
+        self._versions: dict[str, int] = {}
+        self._contents: Tensor | None = None
         self.store = make_store()
 
     @property
@@ -60,40 +69,54 @@ class GraphSource:
 
     @property
     def graph(self) -> Graph:
-        """The graph with the parameters of this moment."""
+        """The graph with the parameters of this moment; the same object as long as it is true to them."""
         tensors = self._parameters()
         if self._result is None or self._is_stale(tensors):
-            self._read(tensors)
-        assert self._result is not None
+            self._result = self._read(tensors)
         return self._result.graph
 
     def _is_stale(self, tensors: Mapping[str, Tensor]) -> bool:
-        assert self._result is not None
-        if tensors.keys() != self._seen.keys():
+        if tensors.keys() != self._places.keys():
             return True
-        derived = self._result.derived
-        return any(_fingerprint(t, name in derived) != self._seen[name] for name, t in tensors.items())
+        if any(_place(t) != self._places[name] for name, t in tensors.items()):
+            return True
+        if any(tensors[name]._version != seen for name, seen in self._versions.items()):
+            return True
+        if self._contents is None:
+            return False
+        return not torch.equal(self._contents, _contents(tensors, self._versions))
 
-    def _read(self, tensors: Mapping[str, Tensor]) -> None:
+    def _read(self, tensors: Mapping[str, Tensor]) -> ReadResult:
         floating = next((t for t in tensors.values() if t.is_floating_point()), None)
         self.store = self._make_store()
-        self._result = read_model(
-            self.recipe.proto,
-            tensors,
-            self.store,
-            place=self.recipe.place,
-            dtype=self.recipe.default_dtype if floating is None else floating.dtype,
-            device=self.recipe.default_device if floating is None else floating.device,
-            input_shape=self.recipe.input_shape,
-            batch_fixed=self.recipe.batch_fixed,
-        )
-        derived = self._result.derived
-        self._seen = {name: _fingerprint(t, name in derived) for name, t in tensors.items()}
+        # a view made while gradients are off would not lead back to its parameter
+        with torch.enable_grad():
+            result = read_model(
+                self.recipe.proto,
+                tensors,
+                self.store,
+                place=self.recipe.place,
+                dtype=self.recipe.default_dtype if floating is None else floating.dtype,
+                device=self.recipe.default_device if floating is None else floating.device,
+                input_shape=self.recipe.input_shape,
+                batch_fixed=self.recipe.batch_fixed,
+            )
+        self._places = {name: _place(t) for name, t in tensors.items()}
+        self._versions = {name: tensors[name]._version for name in result.derived}
+        readable = self._versions and not any(tensors[name].is_meta for name in self._versions)
+        self._contents = _contents(tensors, self._versions) if self._compare_contents and readable else None
+        return result
 
 
-def _fingerprint(tensor: Tensor, with_version: bool) -> Fingerprint:
-    """Where the numbers lie; ``with_version`` also counts changes in place."""
-    return (tensor.data_ptr(), tensor.dtype, tensor.device, tensor._version if with_version else 0)
+def _place(tensor: Tensor) -> Place:
+    """Where the numbers lie."""
+    return tensor.data_ptr(), tensor.dtype, tensor.device
+
+
+def _contents(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Tensor:
+    """A copy of the numbers themselves, as one vector: one comparison for all."""
+    parts = [tensors[name].detach().reshape(-1).to(torch.float64) for name in names]
+    return torch.cat([part.to(parts[0].device) for part in parts])
 
 
 def as_shape(shape: Sequence[int] | None) -> tuple[int, ...] | None:

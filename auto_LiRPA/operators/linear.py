@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,10 +57,14 @@ class Linear(LinearOperator):
         flat = coef.reshape(coef.shape[0], -1, coef.shape[-1])
         return (flat @ self.bias).sum(1)
 
-    def rows(self, index: Tensor) -> Tensor:
-        """Rows ``index`` (sorted) of the weight, ``[len(index), in]``: the first step of a pass that starts here."""
+    def rows(self, index: Tensor, host: Sequence[int]) -> Tensor:
+        """Rows ``index`` (sorted) of the weight, ``[len(index), in]``: the first step of a pass that starts here.
+
+        ``host``: the same indices on the host, so that cutting them by block costs no synchronisation.
+        """
         parts = []
         for block in self.weight.blocks():
-            inside = index[(index >= block.start) & (index < block.stop)] - block.start
-            parts.append(block.data.index_select(0, inside))
+            first, last = bisect_left(host, block.start), bisect_left(host, block.stop)
+            if first < last:
+                parts.append(block.data.index_select(0, index[first:last] - block.start))
         return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -169,11 +169,15 @@ class Clip(ElementwiseOperator):
         slope = torch.where(inside, 1.0, 0.0).to(lo)
         # on a settled neuron the function itself: x inside, else the constant that both of its ends have
         constant = torch.where(inside, 0.0, self.forward(hi))
+        # the steepest line also meets the far end, where rounding at the pivot may be large beside the value: the outer
+        # of both offsets (fmax: an infinite far end, with slope 0, says nothing)
+        low_offset = torch.fmin(q - below * q, p - below * hi)
+        high_offset = torch.fmax(p - above * p, q - above * lo)
         return Lines(
             torch.where(settled, slope, below),
-            torch.where(settled, constant, q - below * q),
+            torch.where(settled, constant, low_offset),
             torch.where(settled, slope, above),
-            torch.where(settled, constant, p - above * p),
+            torch.where(settled, constant, high_offset),
         )
 
     def initial_alpha(self, box: Interval) -> Tensor:

@@ -15,7 +15,7 @@ from complete_verifier.attack.problems import project
 from complete_verifier.attack.scene import Scene
 
 _MUTATIONS = 8
-_ROUNDS = 40
+_ROUNDS = 60
 # Half-width of a mutation relative to the box's; it grows where it helps and shrinks where it does not.
 _FIRST_RADIUS, _LEAST_RADIUS, _MOST_RADIUS = 0.25, 1e-5, 0.5
 _GROW, _SHRINK = 1.3, 0.75

@@ -30,8 +30,8 @@ _DIVERSIFIED_STEP = 0.25
 _LEAK = 0.01
 # Random local search pays where there are few inputs. There it finds what gradients miss (narrow or dead regions).
 _MOST_INPUTS_TO_EVOLVE = 64
-_EVOLVED_PER_RESTART = 4
-_MOST_EVOLVED = 128
+_EVOLVED_PER_RESTART = 8
+_MOST_EVOLVED = 256
 # Neither part may take more than this share of the time left.
 _SHARE_OF_TIME = 0.2
 # Tells these generators from those of the descents, whose first word is a small number.

@@ -15,7 +15,7 @@ from auto_LiRPA.operators.base import Relaxation
 from auto_LiRPA.parallel.tiles import cut
 from auto_LiRPA.values import Box, Region
 from complete_verifier.bab.domains import Domains, concatenate
-from complete_verifier.bab.layout import Layout, domain_boxes, domain_relaxations
+from complete_verifier.branching.layout import Layout, domain_boxes, domain_relaxations
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.problem import Problem
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 PLAIN_FIELDS = ("id", "clause", "depth", "sign", "beta", "lower", "mix")
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from auto_LiRPA.bounds.backward import Relaxations, Rows, backward, neuron_rows
+from auto_LiRPA.bounds.backward import NeuronList, Relaxations, Rows, backward, neuron_rows
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.parallel.store import LocalStore
 from auto_LiRPA.values import Box, Interval
 from complete_verifier.bab.domains import Domains
-from complete_verifier.bab.layout import Layout, domain_boxes, domain_relaxations
+from complete_verifier.branching.layout import Layout, domain_boxes, domain_relaxations
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.problem import Problem
 
@@ -105,7 +105,7 @@ class LeafSolver:
             index = layer.index[sign != 0]
             if len(index) == 0:
                 continue
-            rows = neuron_rows(self.graph, layer.source, index, len(index), both=False)
+            rows = neuron_rows(self.graph, layer.source, NeuronList.of(index), both=False)
             coef, bias = self._affine(rows, relaxations)
             s = sign[sign != 0].double().unsqueeze(1)
             parts.append((-s * coef).cpu().numpy())

@@ -15,12 +15,12 @@ from auto_LiRPA.errors import ConfigError, ContractError, OutOfTime
 from auto_LiRPA.parallel.numerics import full_precision
 from complete_verifier.bab.bounding import Bounder
 from complete_verifier.bab.domains import Domains
-from complete_verifier.bab.layout import Layout, make_layout
 from complete_verifier.bab.leaves import LeafSolver
 from complete_verifier.bab.ledger import Ledger
 from complete_verifier.bab.settings import BabProgress, BabResult, BabSettings
 from complete_verifier.bab.split import split
 from complete_verifier.bab.store import DomainStore
+from complete_verifier.branching.layout import Layout, make_layout
 from complete_verifier.branching.lookahead import kfsb
 from complete_verifier.branching.scores import Scores, babsr_scores, choose
 from complete_verifier.incomplete.result import IncompleteResult

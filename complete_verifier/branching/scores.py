@@ -13,7 +13,7 @@ from auto_LiRPA.operators.activation import ReluRelaxation
 from auto_LiRPA.operators.arithmetic import Add, Sub
 from auto_LiRPA.operators.base import LinearOperator, Relaxation
 from auto_LiRPA.operators.shape import Reshape
-from complete_verifier.bab.layout import Layout
+from complete_verifier.branching.layout import Layout
 
 MAIN_FLOOR = 1e-4  # main scores at or below it say nothing (interface 7.6, kfsb)
 BACKUP_FLOOR = -1e-4

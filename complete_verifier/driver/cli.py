@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from complete_verifier.config import LoadedConfig, check_supported, load_config, render_config, to_yaml
 from complete_verifier.driver.boundary import OK, Boundary
 from complete_verifier.driver.instances import is_list
-from complete_verifier.driver.interrupts import Interrupts, Terminated
+from complete_verifier.driver.interrupts import Interrupts
 from complete_verifier.driver.process_clock import process_start
 from complete_verifier.reporting.display import Display, make_display
 
@@ -26,8 +26,8 @@ abcrown proves or refutes properties of neural networks.
       one network and one property; the verdict goes to out.txt
   abcrown --config settings.yaml --save_adv_example
       the same by a YAML file; a counterexample goes to a file of its own
-  abcrown --csv_name instances.csv --root_path benchmark --results_file results.pkl --stats_file stats.json
-      all rows onnx,vnnlib,timeout of a list
+  abcrown --config settings.yaml --root_path benchmark --csv_name instances.csv --results_file results.pkl
+      all rows onnx,vnnlib,timeout of benchmark/instances.csv
 
 abcrown --help lists all flags; docs/options.md explains them.
 """
@@ -64,10 +64,7 @@ def _run(words: Sequence[str], started: float) -> int:
         if is_list(loaded.config):
             from complete_verifier.driver.listed import run_list
 
-            try:
-                return run_list(loaded, display, interrupts)
-            except Terminated:
-                return OK  # between two rows: everything so far is written
+            return run_list(loaded, display, interrupts)
         from complete_verifier.driver.single import run_single
 
         run_single(loaded, display, interrupts, started)

@@ -60,7 +60,7 @@ def run_instance(
     """
     run = _Run(config, instance, replace(context, seconds_left=clock.left), clock, listener)
     try:
-        with interrupts.deadline(clock.left()), full_precision(), _deterministic(config.general.deterministic):
+        with interrupts.exposed(clock.left()), full_precision(), _deterministic(config.general.deterministic):
             run.outcome = run.decide()
     except (DeadlinePassed, OutOfTime):
         # the alarm may have rung just after the last step: what was reached by then counts
@@ -273,9 +273,11 @@ def _seed(seed: int) -> None:
 @contextmanager
 def _deterministic(wanted: bool) -> Iterator[None]:
     """Within: only algorithms that give the same bits on every run, if wanted."""
+    if not wanted:  # asking torch for nothing would still cost it a second of imports
+        yield
+        return
     before = torch.are_deterministic_algorithms_enabled()
-    if wanted:
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:

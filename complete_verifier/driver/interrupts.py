@@ -31,16 +31,19 @@ class Terminated(Interruption):
 
 
 class Interrupts:
-    """Turns SIGTERM and the alarm into exceptions while a run is at work, and holds them back while it writes."""
+    """Turns SIGTERM and the alarm into exceptions, but only where a run is exposed to them.
+
+    Elsewhere (while files are prepared and written) SIGTERM is remembered, and raised at the next exposure.
+    """
 
     def __init__(self) -> None:
         self.terminated = False
-        self._shields = 0
+        self._exposed = False
 
     @contextmanager
     def installed(self) -> Iterator[Interrupts]:
         """Handle the signals within. In a thread, where Python allows no handlers, nothing is changed."""
-        if threading.current_thread() is not threading.main_thread():
+        if not _in_main_thread():
             yield self
             return
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)}
@@ -53,31 +56,34 @@ class Interrupts:
                 signal.signal(number, handler)
 
     @contextmanager
-    def deadline(self, seconds_left: float) -> Iterator[None]:
-        """Within: `DeadlinePassed` is raised soon after so many seconds, wherever the run is then."""
-        if threading.current_thread() is not threading.main_thread() or seconds_left > _LONGEST_ALARM:
-            yield
-            return
-        signal.setitimer(signal.ITIMER_REAL, max(seconds_left + ALARM_DELAY, 1e-3))
+    def exposed(self, seconds_left: float) -> Iterator[None]:
+        """Within, `Terminated` and, soon after so many seconds, `DeadlinePassed` are raised wherever the run is."""
+        if self.terminated:
+            raise Terminated
+        timer = _in_main_thread() and seconds_left < _LONGEST_ALARM
+        self._exposed = True
+        if timer:
+            signal.setitimer(signal.ITIMER_REAL, max(seconds_left + ALARM_DELAY, 1e-3))
         try:
             yield
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0.0)
-
-    @contextmanager
-    def shielded(self) -> Iterator[None]:
-        """Within nothing is raised, so that what is written is written whole. SIGTERM is remembered."""
-        self._shields += 1
-        try:
-            yield
-        finally:
-            self._shields -= 1
+            self._exposed = False
+            if timer:
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
 
     def _on_term(self, number: int, frame: FrameType | None) -> None:
         self.terminated = True
-        if self._shields == 0:
-            raise Terminated
+        self._raise(Terminated())
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
-        if self._shields == 0:
-            raise DeadlinePassed
+        self._raise(DeadlinePassed())
+
+    def _raise(self, interruption: Interruption) -> None:
+        """Once only: what unwinds is not interrupted again."""
+        if self._exposed:
+            self._exposed = False
+            raise interruption
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

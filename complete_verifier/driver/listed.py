@@ -50,12 +50,11 @@ def run_list(loaded: LoadedConfig, display: Display, interrupts: Interrupts) -> 
         report, code = _row(loaded, instance, display, interrupts)
         codes.add(code)
         reports.append(report)
-        with interrupts.shielded():
-            if config.general.save_adv_example:
-                write_counterexample(Path(config.attack.cex_path), report)
-            _write(results, statistics, reports)
-            for line in result_lines(report, alone=False):
-                display.result(line)
+        if config.general.save_adv_example:
+            write_counterexample(Path(config.attack.cex_path), report)
+        _write(results, statistics, reports)
+        for line in result_lines(report, alone=False):
+            display.result(line)
         if interrupts.terminated:
             display.line("terminated by SIGTERM: the remaining rows are left out")
             break

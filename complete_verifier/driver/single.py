@@ -33,14 +33,13 @@ def run_single(loaded: LoadedConfig, display: Display, interrupts: Interrupts, s
         prepare_output(Path(config.attack.cex_path), "attack.cex_path")
     display.begin(f"{instance.network.name} / {instance.specification.name}", started, timeout_s)
     report = _decided(loaded, instance, display, interrupts, started, timeout_s)
-    with interrupts.shielded():
-        if config.general.save_adv_example:
-            write_counterexample(Path(config.attack.cex_path), report)
-        write_result(results, report)
-        if statistics is not None:
-            write_statistics(Path(statistics), report)
-        for line in result_lines(report, alone=True):
-            display.result(line)
+    if config.general.save_adv_example:
+        write_counterexample(Path(config.attack.cex_path), report)
+    write_result(results, report)
+    if statistics is not None:
+        write_statistics(Path(statistics), report)
+    for line in result_lines(report, alone=True):
+        display.result(line)
 
 
 def _decided(
@@ -48,7 +47,7 @@ def _decided(
 ) -> InstanceReport:
     """The report, also where the run is cut short before its first stage, while libraries are imported."""
     try:
-        with interrupts.deadline(started + timeout_s - time.monotonic()):
+        with interrupts.exposed(started + timeout_s - time.monotonic()):
             from complete_verifier.driver.contexts import make_context
             from complete_verifier.driver.instance import run_instance
             from complete_verifier.problem import Clock

@@ -11,7 +11,7 @@ from torch import Tensor
 from auto_LiRPA.bounds.alpha import AlphaResult, alpha_crown
 from auto_LiRPA.bounds.final import spec_tiles
 from auto_LiRPA.bounds.intermediate import Intermediate
-from auto_LiRPA.bounds.settings import AlphaSettings, BoundSettings
+from auto_LiRPA.bounds.settings import BoundSettings
 from auto_LiRPA.errors import OutOfTime
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.values import Box
@@ -71,6 +71,8 @@ def optimized_bounds(
     context = replace(problem.context, seconds_left=seconds_left)
     gathered = _Gathered(start.lower, start.intermediate, [])
     for block in row_blocks(problem.clauses, open_clauses, plan.max_rows, plan.max_regions):
+        if seconds_left() <= 0:
+            break
         try:
             _optimize(problem, context, plan, block, gathered, seconds_left)
         except OutOfTime:
@@ -158,31 +160,21 @@ def _plan(
     itemsize = problem.clauses.c.element_size() * _COPIES
     per_row = itemsize * _slope_count(problem, intermediate, problem.graph.output)
     per_region = 0
-    if alpha.mode == "keep":
-        if crown_seconds * _PASSES_PER_ITERATION * _LEAST_ITERATIONS > seconds:
-            alpha = _changed(alpha, on_event, mode="fixed", why="a joint iteration takes too long for the time left")
-        elif not alpha.share_alphas:
-            per_region = itemsize * sum(
-                2 * len(start.index) * _slope_count(problem, intermediate, start.node) for start in intermediate.starts
-            )
-            if per_region > _SLOPE_BYTES:
-                alpha = _changed(alpha, on_event, share=True, why=f"they would take {per_region / 2**30:.1f} GiB")
-                per_region = 0
+    if alpha.mode == "keep" and crown_seconds * _PASSES_PER_ITERATION * _LEAST_ITERATIONS > seconds:
+        on_event(Note("alpha-CROWN leaves the intermediate bounds fixed: a joint iteration takes too long"))
+        alpha = replace(alpha, mode="fixed")
+    if alpha.mode == "keep" and not alpha.share_alphas:
+        starts = intermediate.starts
+        per_region = itemsize * sum(2 * len(s.index) * _slope_count(problem, intermediate, s.node) for s in starts)
+        if per_region > _SLOPE_BYTES:
+            need = f"{per_region / 2**30:.1f} GiB"
+            on_event(Note(f"alpha-CROWN shares slopes among the neurons of a layer: they would take {need}"))
+            alpha, per_region = replace(alpha, share_alphas=True), 0
     return _Plan(
         replace(problem.bounds, alpha=alpha),
         max_rows=max(1, min(max_rows, _SLOPE_BYTES // max(1, per_row))),
         max_regions=max(1, _SLOPE_BYTES // max(1, per_region)),
     )
-
-
-def _changed(
-    alpha: AlphaSettings, on_event: Listener, *, why: str, mode: str | None = None, share: bool = False
-) -> AlphaSettings:
-    if mode is not None:
-        on_event(Note(f"alpha-CROWN leaves the intermediate bounds fixed: {why}"))
-        return replace(alpha, mode="fixed")
-    on_event(Note(f"alpha-CROWN shares slopes among the neurons of a layer: {why}"))
-    return replace(alpha, share_alphas=share)
 
 
 def _slope_count(problem: Problem, intermediate: Intermediate, node: int) -> int:

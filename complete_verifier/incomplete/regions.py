@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from auto_LiRPA.bounds.backward import Relaxations
+from auto_LiRPA.bounds.backward import NeuronList, Relaxations
 from auto_LiRPA.bounds.intermediate import Boxes, Intermediate, StartNode, cut_rows
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.base import NonlinearOperator
@@ -37,7 +37,7 @@ def pick(graph: Graph, whole: Intermediate, index: Tensor, context: DistributedC
         itemsize = boxes[start.node].lower.element_size()
         tiles = cut_rows(graph, start.node, len(start.index), len(index), context, itemsize)
         cheap = None if start.cheap is None else Interval(start.cheap.lower[index], start.cheap.upper[index])
-        starts.append(StartNode(start.node, start.index, tiles, cheap))
+        starts.append(StartNode(start.node, start.neurons, tiles, cheap))
     return Intermediate(boxes, relax_all(graph, boxes), tuple(starts))
 
 
@@ -69,7 +69,7 @@ def _join_start(
             pieces.append(piece)
         cheap = _cat(pieces)
     batch, itemsize = box.lower.shape[0], box.lower.element_size()
-    return StartNode(node, index, cut_rows(graph, node, len(index), batch, context, itemsize), cheap)
+    return StartNode(node, NeuronList.of(index), cut_rows(graph, node, len(index), batch, context, itemsize), cheap)
 
 
 def tightened(graph: Graph, whole: Intermediate, regions: Tensor, boxes: Boxes) -> Intermediate:

@@ -33,10 +33,12 @@ class FormulaReader:
 
     def cubes(self, formula: Expression, negated: bool = False) -> list[Cube]:
         """The cubes whose disjunction is the formula (or its negation). None: false. One empty cube: true."""
-        head = formula if isinstance(formula, int) else formula[0]
-        operator = self.linear.source.words[head] if isinstance(head, int) else "("
-        if isinstance(formula, int) or not isinstance(head, int):
-            raise self._no_formula(first_word(formula), operator)
+        if isinstance(formula, int):
+            raise self._no_formula(formula, self.linear.words[formula])
+        head = formula[0]
+        if not isinstance(head, int):
+            raise self._no_formula(first_word(head), "(")
+        operator = self.linear.words[head]
         if operator in COMPARISONS:
             literal = self.linear.comparison(formula, head, negated)
             if isinstance(literal, bool):
@@ -57,7 +59,7 @@ class FormulaReader:
 
     def alternatives(self, formula: Expression, negated: bool = False) -> int:
         """How many disjunctions multiply in a formula that `cubes` has accepted: 0, 1, or 2 for more."""
-        operator = self.linear.source.words[first_word(formula)]
+        operator = self.linear.words[first_word(formula)]
         if isinstance(formula, int) or operator in COMPARISONS:
             return 0
         if operator == "not":

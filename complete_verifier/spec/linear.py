@@ -61,17 +61,19 @@ class LinearReader:
     source: Words
     n_inputs: int
     n_outputs: int
+    words: list[str] = field(init=False)  # of the source
     variables: dict[str, Variable] = field(init=False)
     numbers: dict[str, Decimal] = field(init=False, default_factory=dict)  # words read before
     context: Context = field(init=False, default_factory=exact_context)
 
     def __post_init__(self) -> None:
         names = [f"X_{i}" for i in range(self.n_inputs)] + [f"Y_{j}" for j in range(self.n_outputs)]
+        object.__setattr__(self, "words", self.source.words)
         object.__setattr__(self, "variables", {name: number for number, name in enumerate(names)})
 
     def comparison(self, group: list[Expression], head: int, negated: bool) -> Literal | bool:
         """The literal of (cmp a b), or of its negation; a bool where no variable is left in it."""
-        operator = self.source.words[head]
+        operator = self.words[head]
         if len(group) != 3:
             raise self.source.error(
                 head, f"'{operator}' takes two operands, found {len(group) - 1}; chain with (and ...)"
@@ -97,8 +99,8 @@ class LinearReader:
     def _difference(self, left: Expression, right: Expression, at: int) -> tuple[Terms, Decimal]:
         """left <= right  as  sum(terms) <= rhs. Two atoms, nearly every line of a file, go a short way."""
         if isinstance(left, int) and isinstance(right, int):
-            left_variable = self.variables.get(self.source.words[left])
-            right_variable = self.variables.get(self.source.words[right])
+            left_variable = self.variables.get(self.words[left])
+            right_variable = self.variables.get(self.words[right])
             if left_variable is not None and right_variable is None:
                 return ((left_variable, ONE),), self._number(right)
             if left_variable is None and right_variable is not None:
@@ -120,7 +122,7 @@ class LinearReader:
     def _add(self, expression: Expression, factor: Decimal, total: LinearForm) -> None:
         """total += factor * expression, exactly (or DecimalException)."""
         if isinstance(expression, int):
-            variable = self.variables.get(self.source.words[expression], CONSTANT)
+            variable = self.variables.get(self.words[expression], CONSTANT)
             if variable == CONSTANT:
                 factor = self.context.multiply(factor, self._number(expression))
             total[variable] = self.context.add(total[variable], factor) if variable in total else factor
@@ -143,7 +145,7 @@ class LinearReader:
         """Operator, operands and place of an arithmetic group."""
         head, operands = group[0], group[1:]
         at = first_word(head)
-        operator = self.source.words[at]
+        operator = self.words[at]
         if not isinstance(head, int) or operator not in _FEWEST_OPERANDS:
             raise self.source.error(at, f"{self.source.quote(at)} is no arithmetic operator; use + - * /")
         if len(operands) < _FEWEST_OPERANDS[operator]:
@@ -153,7 +155,7 @@ class LinearReader:
     def _add_product(self, operands: list[Expression], factor: Decimal, total: LinearForm, at: int) -> None:
         rest: list[Expression] = []
         for operand in operands:
-            if isinstance(operand, int) and self.source.words[operand] not in self.variables:
+            if isinstance(operand, int) and self.words[operand] not in self.variables:
                 factor = self.context.multiply(factor, self._number(operand))
             else:
                 rest.append(operand)
@@ -213,7 +215,7 @@ class LinearReader:
             ) from None
 
     def _number(self, at: int) -> Decimal:
-        word = self.source.words[at]
+        word = self.words[at]
         known = self.numbers.get(word)
         if known is not None:
             return known
@@ -236,7 +238,7 @@ class LinearReader:
         return self.source.error(at, f"{self.source.quote(at)} is beyond the float64 range; give a finite number")
 
     def _no_number(self, at: int) -> SpecError:
-        word, quoted = self.source.words[at], self.source.quote(at)
+        word, quoted = self.words[at], self.source.quote(at)
         if _NO_NUMBER.fullmatch(word):
             return self.source.error(at, f"{quoted} is no finite number; every bound must be finite")
         if word[:2] in ("X_", "Y_"):

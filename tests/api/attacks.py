@@ -13,7 +13,7 @@ Network = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Around:
-    """An Lp ball around ``x`` ``[B, *shape]`` with one radius per sample, or a box (p = inf, ``low``/``high`` given)."""
+    """An Lp ball around ``x`` ``[B, *shape]`` with one radius per sample, or a box (p = inf, ``low``, ``high``)."""
 
     x: Tensor
     eps: Tensor
@@ -53,7 +53,7 @@ class Around:
         return self.x - power * _wide(self.eps / length, gradient)
 
     def search(self, network: Network, rows: Tensor, start: Tensor, steps: int = 6) -> Tensor:
-        """Least values ``[S, B]`` of ``rows . network(x)`` met by going from ``start`` to one linear minimum after another.
+        """Least values ``[S, B]`` of ``rows . network(x)`` on a way from ``start`` to one linear minimum after another.
 
         rows: ``[B, S, n_out]``.
         """

@@ -83,7 +83,13 @@ def append(build: Builder, layer: nn.Module, at: int) -> int:
     if isinstance(layer, nn.Conv2d):
         assert isinstance(layer.padding, tuple)
         op = Conv(
-            build.store.place(layer.weight), layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups, shape
+            build.store.place(layer.weight),
+            layer.bias,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.groups,
+            shape,
         )
         return build.add(op, (at,), op.out_shape)
     if isinstance(layer, nn.ReLU):
@@ -148,7 +154,7 @@ def residual(seed: int, block_mib: float = 16.0) -> Net:
     return _finished(Net((n_in,), layers, block_mib), seed)
 
 
-KINDS: dict[str, Callable[[int], Net]] = {"mlp": mlp, "cnn": cnn, "residual": residual}
+KINDS: dict[str, Callable[..., Net]] = {"mlp": mlp, "cnn": cnn, "residual": residual}
 
 
 class _Draw:

@@ -23,7 +23,7 @@ LAYERS: dict[str, tuple[frozenset[str], ...]] = {
         frozenset({"api"}),
     ),
     "complete_verifier": (
-        frozenset({"outcome"}),
+        frozenset({"outcome", "problem"}),
         frozenset({"events"}),
         frozenset({"spec", "config"}),
         frozenset({"attack", "incomplete", "branching"}),
@@ -44,7 +44,8 @@ TORCH_DISTRIBUTED_IN = ("auto_LiRPA/parallel/", "complete_verifier/driver/")
 ENVIRONMENT_IN = ("auto_LiRPA/parallel/context.py",)
 PRINT_IN = ("complete_verifier/__main__.py", "complete_verifier/driver/cli.py")
 
-LIBRARY_MAY_IMPORT = {"torch", "numpy", "onnx", "onnx_ir", "onnxscript", "safetensors", "auto_LiRPA"}
+# google: protobuf, the format of ONNX files.
+LIBRARY_MAY_IMPORT = {"torch", "numpy", "onnx", "onnx_ir", "onnxscript", "google", "safetensors", "auto_LiRPA"}
 # Each costs a good part of the start-up second: imported inside the function that needs it.
 LATE = {"matplotlib", "onnx_ir", "onnxruntime", "onnxscript", "pandas", "rich", "scipy", "sklearn"}
 

@@ -51,19 +51,18 @@ def _listed(value: object) -> object:
     return values[0] if len(values) == 1 else values
 
 
-@pytest.mark.parametrize("path", option_table())
-def test_every_default_is_a_value_of_its_kind_and_reads_as_itself(path: str) -> None:
-    option = option_table()[path]
-    again = option.kind.read(option.default)
-    assert again == option.default
-    assert type(again) is type(option.default)
-    assert option.of(Config()) == option.default
+def test_every_default_is_a_value_of_its_kind_and_reads_as_itself() -> None:
+    for path, option in option_table().items():
+        again = option.kind.read(option.default)
+        assert again == option.default, path
+        assert type(again) is type(option.default), path
+        assert option.of(Config()) == option.default, path
 
 
-@pytest.mark.parametrize("path", option_table())
-def test_every_option_has_a_sentence(path: str) -> None:
-    meaning = option_table()[path].meaning
-    assert meaning.endswith(".") and len(meaning.split()) >= 3 and meaning[0].isupper()
+def test_every_option_has_a_sentence() -> None:
+    for path, option in option_table().items():
+        meaning = option.meaning
+        assert meaning.endswith(".") and len(meaning.split()) >= 3 and meaning[0].isupper(), path
 
 
 def test_numbers_have_the_kind_of_number_that_upstream_has() -> None:

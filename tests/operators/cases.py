@@ -55,32 +55,32 @@ class Dice:
     def uniform(self, *shape: int) -> Tensor:
         return torch.rand(*shape, generator=self.generator, dtype=torch.float64).to(self.dtype)
 
-    def int(self, low: int, high: int) -> int:
+    def pick(self, low: int, high: int) -> int:
         return self.geometry.randint(low, high)
 
     def weight(self, *shape: int) -> Weight:
         """A weight in blocks of one to four rows, so that most layers have several."""
-        return LocalWeight(self.normal(*shape), self.int(1, 4))
+        return LocalWeight(self.normal(*shape), self.pick(1, 4))
 
     def maybe(self, tensor: Tensor) -> Tensor | None:
-        return tensor if self.int(0, 1) else None
+        return tensor if self.pick(0, 1) else None
 
 
 def _linear(d: Dice) -> Case:
-    rows, columns = d.int(1, 7), d.int(1, 6)
-    lead = (d.int(1, 3),) if d.int(0, 1) else ()
+    rows, columns = d.pick(1, 7), d.pick(1, 6)
+    lead = (d.pick(1, 3),) if d.pick(0, 1) else ()
     return Case(Linear(d.weight(rows, columns), d.maybe(d.normal(rows))), ((*lead, columns),))
 
 
 def _conv(axes: int, groups: int) -> Callable[[Dice], Case]:
     def make(d: Dice) -> Case:
-        per_in, per_out = d.int(1, 2), d.int(1, 3)
-        kernel = tuple(d.int(1, 3) for _ in range(axes))
-        stride = tuple(d.int(1, 3) for _ in range(axes))
-        dilation = tuple(d.int(1, 2) for _ in range(axes))
-        padding = tuple(d.int(0, 3) for _ in range(axes))
+        per_in, per_out = d.pick(1, 2), d.pick(1, 3)
+        kernel = tuple(d.pick(1, 3) for _ in range(axes))
+        stride = tuple(d.pick(1, 3) for _ in range(axes))
+        dilation = tuple(d.pick(1, 2) for _ in range(axes))
+        padding = tuple(d.pick(0, 3) for _ in range(axes))
         room = tuple(max(1, q * (k - 1) + 1 - 2 * p) for q, k, p in zip(dilation, kernel, padding, strict=True))
-        shape = (per_in * groups, *(r + d.int(0, 3) for r in room))
+        shape = (per_in * groups, *(r + d.pick(0, 3) for r in room))
         weight = d.weight(per_out * groups, per_in, *kernel)
         bias = d.maybe(d.normal(per_out * groups))
         return Case(Conv(weight, bias, stride, padding, dilation, groups, shape), (shape,))
@@ -92,30 +92,30 @@ def _geometry(d: Dice, axes: int, dilated: bool) -> dict[str, tuple[int, ...]]:
     """Windows that each hold at least one input entry; the last one may reach over the far end (ceil mode)."""
     found: list[tuple[int, ...]] = []
     for _ in range(axes):
-        k, s, q = d.int(1, 4), d.int(1, 3), d.int(1, 2) if dilated else 1
+        k, s, q = d.pick(1, 4), d.pick(1, 3), d.pick(1, 2) if dilated else 1
         reach = q * (k - 1)
-        n = reach + d.int(1, 5 if axes == 1 else 3)
-        before, after = d.int(0, k // 2), d.int(0, k // 2)
+        n = reach + d.pick(1, 5 if axes == 1 else 3)
+        before, after = d.pick(0, k // 2), d.pick(0, k // 2)
         out = (n + before + after - reach - 1) // s + 1
         ceil = (n + before + after - reach - 1) % s != 0 and out * s < n + before
-        found.append((k, s, q, n, before, after, out + (1 if ceil and d.int(0, 3) else 0)))
+        found.append((k, s, q, n, before, after, out + (1 if ceil and d.pick(0, 3) else 0)))
     names = ("kernel", "stride", "dilation", "size", "before", "after", "out")
     return dict(zip(names, zip(*found, strict=True), strict=True))
 
 
 def _average(axes: int) -> Callable[[Dice], Case]:
     def make(d: Dice) -> Case:
-        g, channels = _geometry(d, axes, dilated=False), d.int(1, 2)
+        g, channels = _geometry(d, axes, dilated=False), d.pick(1, 2)
         shape, out = (channels, *g["size"]), (channels, *g["out"])
         pads = (g["before"], g["after"])
-        return Case(AveragePool(g["kernel"], g["stride"], pads, True, bool(d.int(0, 1)), shape, out), (shape,))
+        return Case(AveragePool(g["kernel"], g["stride"], pads, True, bool(d.pick(0, 1)), shape, out), (shape,))
 
     return make
 
 
 def _max(axes: int) -> Callable[[Dice], Case]:
     def make(d: Dice) -> Case:
-        g, channels = _geometry(d, axes, dilated=True), d.int(1, 2)
+        g, channels = _geometry(d, axes, dilated=True), d.pick(1, 2)
         shape, out = (channels, *g["size"]), (channels, *g["out"])
         pads = (g["before"], g["after"])
         return Case(MaxPool(g["kernel"], g["stride"], pads, g["dilation"], True, shape, out), (shape,))
@@ -124,15 +124,15 @@ def _max(axes: int) -> Callable[[Dice], Case]:
 
 
 def _shape(d: Dice, least: int = 1) -> Shape:
-    return tuple(d.int(least, 4) for _ in range(d.int(1, 3)))
+    return tuple(d.pick(least, 4) for _ in range(d.pick(1, 3)))
 
 
 def _reduce(kind: type[ReduceSum]) -> Callable[[Dice], Case]:
     def make(d: Dice) -> Case:
         shape = _shape(d)
-        axes = tuple(sorted(d.geometry.sample(range(len(shape)), d.int(1, len(shape)))))
-        keep = bool(d.int(0, 1)) or len(axes) == len(shape)
-        if d.int(0, 1):
+        axes = tuple(sorted(d.geometry.sample(range(len(shape)), d.pick(1, len(shape)))))
+        keep = bool(d.pick(0, 1)) or len(axes) == len(shape)
+        if d.pick(0, 1):
             axes = tuple(a - len(shape) for a in axes)
         return Case(kind(axes, keep, shape), (shape,))
 
@@ -141,7 +141,7 @@ def _reduce(kind: type[ReduceSum]) -> Callable[[Dice], Case]:
 
 def _affine(d: Dice) -> Case:
     shape = _shape(d)
-    some = tuple(n if d.int(0, 1) else 1 for n in shape)
+    some = tuple(n if d.pick(0, 1) else 1 for n in shape)
     return Case(Affine(d.maybe(d.normal(*some)), d.maybe(d.normal(*shape))), (shape,))
 
 
@@ -154,7 +154,7 @@ def _two(op: Operator) -> Callable[[Dice], Case]:
 
 
 def _reshape(d: Dice) -> Case:
-    a, b, c = d.int(1, 3), d.int(1, 3), d.int(1, 3)
+    a, b, c = d.pick(1, 3), d.pick(1, 3), d.pick(1, 3)
     return Case(Reshape((a, b * c), (c, b, a)), ((a, b * c),))
 
 
@@ -165,27 +165,27 @@ def _transpose(d: Dice) -> Case:
 
 def _select(d: Dice) -> Case:
     shape = _shape(d)
-    axis = d.int(0, len(shape) - 1)
-    index = torch.tensor([d.int(0, shape[axis] - 1) for _ in range(d.int(1, 5))])
+    axis = d.pick(0, len(shape) - 1)
+    index = torch.tensor([d.pick(0, shape[axis] - 1) for _ in range(d.pick(1, 5))])
     return Case(Select(axis, index, shape), (shape,))
 
 
 def _cut(d: Dice) -> Case:
     shape = _shape(d)
-    axis = d.int(0, len(shape) - 1)
-    start = d.int(0, shape[axis] - 1)
-    return Case(Cut(axis, start, d.int(start + 1, shape[axis]), shape), (shape,))
+    axis = d.pick(0, len(shape) - 1)
+    start = d.pick(0, shape[axis] - 1)
+    return Case(Cut(axis, start, d.pick(start + 1, shape[axis]), shape), (shape,))
 
 
 def _concat(d: Dice) -> Case:
     shape = _shape(d)
-    axis, sizes = d.int(0, len(shape) - 1), tuple(d.int(1, 3) for _ in range(d.int(1, 3)))
+    axis, sizes = d.pick(0, len(shape) - 1), tuple(d.pick(1, 3) for _ in range(d.pick(1, 3)))
     return Case(Concat(axis, sizes), tuple((*shape[:axis], n, *shape[axis + 1 :]) for n in sizes))
 
 
 def _pad(d: Dice) -> Case:
     shape = _shape(d)
-    before, after = tuple(d.int(0, 2) for _ in shape), tuple(d.int(0, 2) for _ in shape)
+    before, after = tuple(d.pick(0, 2) for _ in shape), tuple(d.pick(0, 2) for _ in shape)
     inner = PadConstant(before, after, None)
     ring = 1 - inner.apply(torch.ones(1, *shape, dtype=d.dtype))[0]
     return Case(PadConstant(before, after, d.maybe(ring * d.normal(*ring.shape))), (shape,))
@@ -193,7 +193,7 @@ def _pad(d: Dice) -> Case:
 
 def _expand(d: Dice) -> Case:
     out = _shape(d)
-    shape = tuple(1 if d.int(0, 1) else n for n in out)
+    shape = tuple(1 if d.pick(0, 1) else n for n in out)
     return Case(Expand(shape, out), (shape,))
 
 

@@ -25,7 +25,9 @@ def _dense(case: Case) -> tuple[list[Tensor], Tensor]:
     """``W_i`` ``[out, in_i]`` per input, and the constant term ``[out]``; in float64."""
     op = in_float64(case.op)
     zeros = tuple(torch.zeros(1, *s, dtype=torch.float64) for s in case.shapes)
-    jacobian = torch.autograd.functional.jacobian(lambda *xs: op.forward(*xs).flatten(), zeros)
+    jacobian = torch.autograd.functional.jacobian(  # type: ignore[no-untyped-call]
+        lambda *xs: op.forward(*xs).flatten(), zeros
+    )
     return [j.flatten(1) for j in jacobian], op.forward(*zeros).flatten()
 
 

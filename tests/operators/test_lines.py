@@ -205,14 +205,19 @@ def test_leaky_relu_forward_mode_on_many_intervals(leak: float) -> None:
     slope = torch.randn(n, generator=gen, dtype=torch.float64)
     base = torch.randn(n, generator=gen, dtype=torch.float64)
     gap = torch.rand(n, generator=gen, dtype=torch.float64)
-    # value in [slope x + base - gap, slope x + base + gap], x in [-1, 1]
-    radius = slope.abs() + gap
-    box = Interval((base - radius).reshape(n, 1), (base + radius).reshape(n, 1))
-    plane = slope.reshape(n, 1, 1)
-    out = Relu(leak).relax(box).push((LinearBounds(plane, (base - gap)[:, None], plane, (base + gap)[:, None]),))
-    for x in torch.linspace(-1, 1, 21, dtype=torch.float64):
+    # value between (slope - tilt) x + base - gap and (slope + tilt) x + base + gap, x in [0, 1]
+    tilt = torch.rand(n, generator=gen, dtype=torch.float64)
+    lower = base - gap + (slope - tilt).clamp_max(0)
+    upper = base + gap + (slope + tilt).clamp_min(0)
+    low, high = (slope - tilt).reshape(n, 1, 1), (slope + tilt).reshape(n, 1, 1)
+    out = (
+        Relu(leak)
+        .relax(Interval(lower[:, None], upper[:, None]))
+        .push((LinearBounds(low, (base - gap)[:, None], high, (base + gap)[:, None]),))
+    )
+    for x in torch.linspace(0, 1, 21, dtype=torch.float64):
         for share in (-1.0, -0.3, 0.4, 1.0):
-            y = Relu(leak).forward(slope * x + base + share * gap)
+            y = Relu(leak).forward((slope + share * tilt) * x + base + share * gap)
             assert (out.lower_w[:, 0, 0] * x + out.lower_b[:, 0] <= y + 1e-12).all()
             assert (out.upper_w[:, 0, 0] * x + out.upper_b[:, 0] >= y - 1e-12).all()
 

@@ -229,12 +229,12 @@ def test_push_encloses_the_operator(name: str, kind: str) -> None:
     n = 3
     planes = []
     for box in boxes:
-        # an affine function of x that stays inside the box, between planes a little apart
+        # an affine function of x that stays inside the box, between planes of other slopes (x >= 0 keeps them apart)
         width = (box.upper - box.lower).unsqueeze(1)
         slope = width * (2 * dice.uniform(2, n, *box.lower.shape[1:]) - 1) / n
         base = box.lower - slope.clamp_max(0).sum(1)
-        gap = 0.1 * dice.uniform(*base.shape)
-        planes.append((slope, base, LinearBounds(slope, base - gap, slope, base + gap)))
+        gap, tilt = 0.1 * dice.uniform(*base.shape), 0.3 * dice.uniform(*slope.shape)
+        planes.append((slope, base, LinearBounds(slope - tilt, base - gap, slope + 2 * tilt, base + gap)))
     out = op.relax(*boxes).push(tuple(p for _, _, p in planes))
     for i in range(30):
         x = dice.uniform(2, n) if i % 2 else dice.uniform(2, n).round()
@@ -317,6 +317,8 @@ def test_unknown_bounds_are_never_taken_for_tight_ones(
                 assert not ((y < image.lower - 1e-5 * (1 + y.abs())) | (y > image.upper + 1e-5 * (1 + y.abs()))).any()
                 for pulled in checks:
                     truth = (coef * y.unsqueeze(1)).flatten(2).sum(-1)
-                    claim = (pulled.coefs[0] * xs[0].unsqueeze(1)).flatten(2).sum(-1) + pulled.bias
+                    claim = (pulled.coefs[0] * xs[0].unsqueeze(1)).flatten(2).sum(-1)
+                    assert pulled.bias is not None
+                    claim = claim + pulled.bias
                     size = 1 + (coef * y.unsqueeze(1)).flatten(2).abs().sum(-1)
                     assert not (claim > truth + 1e-5 * size).any()

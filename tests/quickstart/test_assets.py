@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,16 +50,16 @@ def _interval_scores(lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
             lo, hi = lo.flatten(1), hi.flatten(1)
         else:
             weight, bias = (weights[name] for name in node.input[1:])
-            (up, down), args = (weight.clamp_min(0), weight.clamp_max(0)), ()
+            up, down = weight.clamp_min(0), weight.clamp_max(0)
             if node.op_type == "Conv":
-                args = (None, facts["strides"], facts["pads"][:2])
+                apply = partial(F.conv2d, stride=facts["strides"], padding=facts["pads"][:2])
                 bias = bias.view(-1, 1, 1)
             else:
                 assert node.op_type == "Gemm" and facts["transB"] == 1
-            apply = F.conv2d if node.op_type == "Conv" else F.linear
+                apply = partial(F.linear)
             lo, hi = (
-                apply(lo, up, *args) + apply(hi, down, *args) + bias,
-                apply(hi, up, *args) + apply(lo, down, *args) + bias,
+                apply(lo, up) + apply(hi, down) + bias,
+                apply(hi, up) + apply(lo, down) + bias,
             )
     return lo[0], hi[0]
 

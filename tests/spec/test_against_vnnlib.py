@@ -106,7 +106,7 @@ DISJUNCTION = CASES.map(lambda cases: f"(assert (or {' '.join(cases)}))\n")
 OUTPUT_CASES = st.just("(assert (or (and (<= Y_0 Y_1) (<= Y_0 Y_2)) (>= Y_2 0.5)))\n")
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.permutations(BOX.splitlines(keepends=True)), st.lists(DISJUNCTION, min_size=0, max_size=2), OUTPUT_CASES)
 def test_random_disjunctions_are_read_alike(
     tmp_path_factory: pytest.TempPathFactory, box: list[str], parts: list[str], last: str

@@ -99,7 +99,7 @@ def one_row(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(rhs=NUMBERS, strict=st.booleans(), steps=st.integers(-2, 2))
 def test_the_right_hand_side_is_rounded_up_by_less_than_one_float(
     dtype: torch.dtype, rhs: Decimal, strict: bool, steps: int
@@ -116,7 +116,7 @@ def test_the_right_hand_side_is_rounded_up_by_less_than_one_float(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     coefficients=st.lists(st.decimals(-3, 3, places=3), min_size=2, max_size=2),
     rhs=st.decimals(-3, 3, places=3),

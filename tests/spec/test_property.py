@@ -36,7 +36,7 @@ def neighbours(value: np.floating) -> tuple[np.floating, np.floating]:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(box=intervals())
 def test_outward_is_the_smallest_float_box_around_the_decimals(box: InputBox, dtype: type[np.floating]) -> None:
     lo, hi = (bound[0] for bound in box.outward(dtype))
@@ -47,7 +47,7 @@ def test_outward_is_the_smallest_float_box_around_the_decimals(box: InputBox, dt
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(box=intervals())
 def test_inward_is_the_largest_float_box_inside_or_one_printable_point(box: InputBox, dtype: type[np.floating]) -> None:
     lo, hi = (bound[0] for bound in box.inward(dtype))
@@ -62,7 +62,7 @@ def test_inward_is_the_largest_float_box_inside_or_one_printable_point(box: Inpu
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(box=intervals(), share=st.floats(0, 1))
 def test_every_point_of_the_inward_box_prints_as_decimals_inside_that_read_back(
     box: InputBox, dtype: type[np.floating], share: float
@@ -76,7 +76,7 @@ def test_every_point_of_the_inward_box_prints_as_decimals_inside_that_read_back(
     assert dtype(np.float64(str(printed[0]))) == x[0]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(box=intervals())
 def test_no_decimals_are_printed_for_a_point_beyond_the_box(box: InputBox) -> None:
     lo, hi = box.outward(np.float32)

@@ -1,0 +1,1 @@
+"""The driver, the incomplete stage and the reports, piece by piece."""

@@ -12,8 +12,10 @@ from collections.abc import Sequence  # noqa: E402
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code (0 verdict, 1 internal error, 2 bad input, 3 a rank was lost)."""
-    from complete_verifier.driver.cli import main as run
+    from complete_verifier.driver.start_up import paused_collection
 
+    with paused_collection():
+        from complete_verifier.driver.cli import main as run
     return run(argv, _ENTERED)
 
 

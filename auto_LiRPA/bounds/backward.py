@@ -6,16 +6,18 @@ Shape letters: B batch elements or domains, T rows of the tile.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from auto_LiRPA.graph.ir import Graph
+from auto_LiRPA.graph.ir import Graph, Node
 from auto_LiRPA.operators.base import LinearOperator, Relaxation
 from auto_LiRPA.operators.linear import Linear
-from auto_LiRPA.values import Region
+from auto_LiRPA.values import Region, Window
+from auto_LiRPA.values.windows import whole, window_of
 
 Relaxations = Mapping[int, Relaxation]
 Slopes = Mapping[int, Tensor]  # per nonlinear node: [B, T, P, u]
@@ -32,6 +34,7 @@ class Rows:
     coef: Tensor
     bias: Tensor | None = None
     owned: bool = False  # True: nobody else reads coef, it may be overwritten
+    window: Window | None = None  # coef covers this window of the node's map only, and is zero outside
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +79,21 @@ def backward(
         stop: nodes where the pass ends besides the input; their coefficients come back in ``saved``.
     """
     in_place = not torch.is_grad_enabled()
-    pending: dict[int, tuple[Tensor, bool]] = {rows.node: (rows.coef, rows.owned and in_place)}
+    pending: dict[int, _Entry] = {rows.node: _Entry(rows.coef, rows.owned and in_place, rows.window)}
     saved: dict[int, Tensor] = {}
     bias: Tensor | None = rows.bias
     for node in reversed(graph.nodes[1 : rows.node + 1]):
         entry = pending.pop(node.id, None)
         if entry is None:
             continue
-        coef, owned = entry
+        if entry.window is not None and not (slopes or splits or save or node.id in stop):
+            step = _windowed_step(node, entry, relaxations, in_place)
+            if step is not None:
+                bias = _sum(bias, step[0])
+                for source, found in zip(node.inputs, step[1], strict=True):
+                    _merge(pending, source, found, graph, in_place)
+                continue
+        coef, owned = entry.whole(node)
         if splits is not None and node.id in splits:
             coef, bias = _add_split(coef, bias, splits[node.id])
             owned = in_place
@@ -99,17 +109,70 @@ def backward(
                 saved[node.id] = coef
             pulled = relaxation.pull(coef, effective_slopes(relaxation, node.id, slopes), owned and not save)
             fresh = True
+        del coef, entry
         bias = _sum(bias, pulled.bias)
-        single = len(node.inputs) == 1
+        alone = in_place and fresh and len(node.inputs) == 1
         for source, term in zip(node.inputs, pulled.coefs, strict=True):
-            if source in pending:
-                pending[source] = (pending[source][0] + term, in_place)
-            else:
-                pending[source] = (term, in_place and fresh and single)
+            _merge(pending, source, _Entry(term, alone, None), graph, in_place)
+        del pulled, term
     last = pending.pop(0, None)
     if bias is None:
         bias = rows.coef.new_zeros(1, rows.coef.shape[1])
-    return Pass(None if last is None else last[0], bias, saved)
+    return Pass(None if last is None else last.whole(graph.nodes[0])[0], bias, saved)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Coefficients that wait for their node's turn: all of the map, or a window of it."""
+
+    coef: Tensor
+    owned: bool
+    window: Window | None
+
+    def whole(self, node: Node) -> tuple[Tensor, bool]:
+        """The coefficients on the whole value, and whether they may be overwritten."""
+        if self.window is None:
+            return self.coef, self.owned
+        return self.window.place(self.coef, whole(node.shape[1:])), True
+
+
+def _windowed_step(
+    node: Node, entry: _Entry, relaxations: Relaxations, in_place: bool
+) -> tuple[Tensor | None, list[_Entry]] | None:
+    """One step on a window alone; None where the operator has no such form."""
+    window = entry.window
+    assert window is not None
+    if isinstance(node.op, LinearOperator):
+        found = node.op.pull_window(entry.coef, window)
+        if found is None:
+            return None
+        pulled, windows = found
+        alone = in_place and len(node.inputs) == 1
+        entries = [_Entry(c, alone, w) for c, w in zip(pulled.coefs, windows, strict=True)]
+        return pulled.bias, entries
+    part = relaxations[node.id].cropped(window)
+    if part is None:
+        return None
+    pulled = part.pull(entry.coef, None, entry.owned)
+    return pulled.bias, [_Entry(pulled.coefs[0], in_place, window)]
+
+
+def _merge(pending: dict[int, _Entry], source: int, found: _Entry, graph: Graph, in_place: bool) -> None:
+    """Add coefficients to those that already wait at a node; a window that has grown too large becomes the map."""
+    shape = graph.nodes[source].shape
+    waiting = pending.get(source)
+    if waiting is not None:
+        if waiting.window is not None and found.window is not None:
+            both = waiting.window.union(found.window)
+            coef = waiting.window.place(waiting.coef, both) + found.window.place(found.coef, both)
+            found = _Entry(coef, in_place, both)
+        else:
+            node = graph.nodes[source]
+            found = _Entry(waiting.whole(node)[0] + found.whole(node)[0], in_place, None)
+    if found.window is not None and not found.window.worthwhile(shape[1:]):
+        coef, owned = found.whole(graph.nodes[source])
+        found = _Entry(coef, owned and in_place, None)
+    pending[source] = found
 
 
 def effective_slopes(relaxation: Relaxation, node: int, slopes: Slopes | None) -> Tensor | None:
@@ -117,9 +180,7 @@ def effective_slopes(relaxation: Relaxation, node: int, slopes: Slopes | None) -
     spec = relaxation.alpha if slopes is not None and node in slopes else None
     if spec is None or slopes is None:
         return None
-    low = torch.as_tensor(spec.lower, dtype=slopes[node].dtype, device=slopes[node].device)
-    high = torch.as_tensor(spec.upper, dtype=slopes[node].dtype, device=slopes[node].device)
-    return torch.clamp(slopes[node], low, high)
+    return torch.clamp(slopes[node], spec.lower, spec.upper)  # type: ignore[arg-type,type-var]
 
 
 def concretize(result: Pass, region: Region) -> Tensor:
@@ -170,13 +231,25 @@ def neuron_rows(graph: Graph, node_id: int, neurons: NeuronList, both: bool = Tr
         if bias is not None and both:
             bias = torch.cat([bias, -bias], dim=1)
         return Rows(source, coef, bias, owned=True)
-    reference = _some_tensor(graph)
-    one_hot = reference.new_zeros(2 * height if both else height, node.size)
+    window = window_of(node.shape, neurons.host)
+    shape = node.shape if window is None else (node.shape[0], *window.size)
+    if window is not None:
+        index = _within(index, node.shape, window)
+    one_hot = _some_tensor(graph).new_zeros(2 * height if both else height, math.prod(shape))
     row = torch.arange(height, device=index.device)
     one_hot[row, index] = 1
     if both:
         one_hot[row + height, index] = -1
-    return Rows(node_id, one_hot.reshape(1, -1, *node.shape), None, owned=True)
+    return Rows(node_id, one_hot.reshape(1, -1, *shape), None, owned=True, window=window)
+
+
+def _within(index: Tensor, shape: tuple[int, ...], window: Window) -> Tensor:
+    """Flat neurons of the whole value as flat neurons of the window."""
+    positions = torch.unravel_index(index, shape)
+    flat = positions[0]
+    for position, start, size in zip(positions[1:], window.start, window.size, strict=True):
+        flat = flat * size + (position - start)
+    return flat
 
 
 def spec_rows(graph: Graph, c: Tensor) -> Rows:

@@ -16,13 +16,16 @@ from auto_LiRPA.operators.base import NonlinearOperator, Relaxation
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.tiles import Tile, cut, tile_height
 from auto_LiRPA.values import Interval, Region
+from auto_LiRPA.values.windows import neighbour_order
 
 Boxes = Mapping[int, Interval]
 
 
 @dataclass(frozen=True, slots=True)
 class StartNode:
-    """A node with neurons that were bounded by backward passes: which ones (flat, sorted), in which tiles.
+    """A node with neurons that were bounded by backward passes: which ones (flat), in which tiles.
+
+    The neurons are sorted, but on a feature map, where neighbours come together (`neighbour_order`).
 
     ``cheap``: their interval bounds ``[B, u]`` where backward bounds are intersected with those, else None.
     """
@@ -74,8 +77,10 @@ def cut_rows(graph: Graph, node_id: int, count: int, batch: int, context: Distri
     Tile, ...
 ]:
     """Tiles for ``count`` of a node's neurons: the height comes from the model, the dtype and the setting only."""
+    node = graph.nodes[node_id]
+    on_map = len(node.shape) > 1
     height = tile_height(
-        graph.nodes[node_id].size, widest(graph, node_id), itemsize, batch, context.settings.tile_rows
+        node.size, widest(graph, node_id), itemsize, batch, context.settings.tile_rows, on_map
     )
     return cut(count, height)
 
@@ -179,6 +184,7 @@ def _tighten(
         index = torch.arange(graph.nodes[node_id].size, device=mask.device)
     if len(index) == 0:
         return cheap, None
+    index = neighbour_order(graph.nodes[node_id].shape, index)
     batch = cheap.lower.shape[0]
     tiles = cut_rows(graph, node_id, len(index), batch, context, cheap.lower.element_size())
     start = StartNode(node_id, NeuronList.of(index), tiles, cheap.pick(index) if settings.compare_with_ibp else None)

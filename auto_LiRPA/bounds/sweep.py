@@ -74,7 +74,7 @@ def sweep(
             coef = result.saved[node.id]
             alpha = effective_slopes(relaxation, node.id, slopes)
             if alpha is not None or with_boxes:
-                found = relaxation.gradient(coef, inputs, weight, alpha)
+                found = relaxation.gradient(coef, inputs, weight, alpha, with_boxes)
                 if found.alpha is not None:
                     d_slopes[node.id] = found.alpha
                 if with_boxes:

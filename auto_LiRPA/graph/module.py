@@ -14,7 +14,7 @@ from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.graph.onnx_file import load_proto
 from auto_LiRPA.graph.onnx_reader import check_quirks
 from auto_LiRPA.graph.onnx_tensors import weight_tensor
-from auto_LiRPA.graph.onnx_walk import names_read, needed_nodes, right_factors
+from auto_LiRPA.graph.onnx_walk import names_read, needed_nodes, one_line, right_factors
 from auto_LiRPA.graph.run import evaluate
 from auto_LiRPA.graph.source import GraphSource, Recipe, as_shape
 from auto_LiRPA.parallel.store import LocalStore, ParameterStore
@@ -116,7 +116,7 @@ def _take_parameters(
     for item in proto.graph.initializer:
         if item.name not in used:
             continue
-        place = f"{path}: initializer {item.name}"
+        place = f"{path}: initializer {one_line(item.name)}"
         tensor = weight_tensor(item, place, path.parent, dtype, device, turned=item.name in turned)
         if tensor.is_floating_point():
             taken[item.name] = nn.Parameter(tensor, requires_grad=trainable)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import mmap
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from auto_LiRPA.errors import ModelError
+from auto_LiRPA.graph.onnx_wire import WireError, cut_weights
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 
 def load_proto(path: Path) -> ModelProto:
-    """Parse a file; external data stay where they are.
+    """Parse a file; weights stay where they are until they are used.
 
     Raises:
         ModelError: missing, unreadable, truncated, or not an ONNX network.
@@ -23,9 +25,7 @@ def load_proto(path: Path) -> ModelProto:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
-        raw = path.read_bytes()
-        if path.suffix == ".gz" or raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)
+        raw = _structure(path)
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such file; check onnx_path") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -39,3 +39,17 @@ def load_proto(path: Path) -> ModelProto:
     if not proto.HasField("graph") or not proto.graph.output:
         raise ModelError(f"{path}: holds no network; export or copy it again")
     return proto
+
+
+def _structure(path: Path) -> bytes:
+    """The serialised model, its weights left in the file where that is possible."""
+    with path.open("rb") as file:
+        if path.suffix == ".gz" or file.read(2) == b"\x1f\x8b":
+            return gzip.decompress(path.read_bytes())
+        if file.seek(0, 2) == 0:
+            return b""
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            try:
+                return cut_weights(mapped, path.name)
+            except WireError:
+                return mapped[:]

@@ -25,7 +25,7 @@ from auto_LiRPA.graph.onnx_attributes import Attributes
 from auto_LiRPA.graph.onnx_file import load_proto
 from auto_LiRPA.graph.onnx_inputs import InputShape, declared_dims, resolve_input
 from auto_LiRPA.graph.onnx_tensors import require_finite, torch_tensor, weight_tensor
-from auto_LiRPA.graph.onnx_walk import names_read, needed_nodes, right_factors
+from auto_LiRPA.graph.onnx_walk import names_read, needed_nodes, one_line, right_factors
 from auto_LiRPA.graph.registry import CUSTOM_OPERATORS, nearest
 from auto_LiRPA.graph.simplify import without_sequences
 from auto_LiRPA.parallel.store import ParameterStore
@@ -152,7 +152,7 @@ class _Reader:
     def read(self, input_shape: Sequence[int] | None, batch_fixed: bool | None) -> ReadResult:
         """The whole network."""
         if len(self.graph.output) != 1:
-            names = ", ".join(o.name for o in self.graph.output)
+            names = ", ".join(one_line(o.name) for o in self.graph.output)
             raise ModelError(f"{self.place}: the network has {len(self.graph.output)} outputs ({names}); one is needed")
         output = self.graph.output[0].name
         nodes = needed_nodes(self.graph, output)
@@ -170,7 +170,7 @@ class _Reader:
         inputs = [v for v in self.graph.input if v.name not in self.initializers and v.name not in self.parameters]
         used = [v for v in inputs if v.name in self.read_names]
         if len(used) != 1:
-            names = ", ".join(v.name for v in used) or "none"
+            names = ", ".join(one_line(v.name) for v in used) or "none"
             raise ModelError(f"{self.place}: the network reads {len(used)} inputs ({names}); exactly one is needed")
         return used[0]
 
@@ -183,9 +183,9 @@ class _Reader:
     def _finish(self, output: str) -> ReadResult:
         result = self.values.get(output)
         if result is None:
-            raise ModelError(f"{self.place}: nothing produces the output {output}")
+            raise ModelError(f"{self.place}: nothing produces the output {one_line(output)}")
         if isinstance(result, Constant):
-            raise ModelError(f"{self.place}: the output {output} does not depend on the input")
+            raise ModelError(f"{self.place}: the output {one_line(output)} does not depend on the input")
         node, shape = result.node, result.onnx_shape(1)
         batched = result.batch == 0
         if result.batch is None and self.assembler.batch.batched and shape[:1] == (1,):
@@ -199,8 +199,8 @@ class _Reader:
 
     def _run(self, nodes: Iterable[NodeProto]) -> None:
         for node in nodes:
-            name = node.name or next((o for o in node.output if o), node.op_type)
-            place = f"{self.place}: node {name} ({node.op_type})"
+            name = one_line(node.name or next((o for o in node.output if o), node.op_type))
+            place = f"{self.place}: node {name} ({one_line(node.op_type)})"
             if node.op_type == "If" and node.domain in _STANDARD_DOMAINS:
                 self._branch(node, place)
                 continue
@@ -241,8 +241,9 @@ class _Reader:
     def _no_rules(self, node: NodeProto, inputs: tuple[Value | None, ...], view: NodeView, place: str) -> str:
         """What cannot be read, where, and what to do."""
         shapes = ", ".join(str(list(view.shape(v))) for v in inputs if v is not None)
-        full = f"{node.domain}::{node.op_type}" if node.domain not in _STANDARD_DOMAINS else node.op_type
-        close = nearest(node.op_type, (*BUILDERS, *CUSTOM_OPERATORS.names()))
+        op_type = one_line(node.op_type)
+        full = op_type if node.domain in _STANDARD_DOMAINS else f"{one_line(node.domain)}::{op_type}"
+        close = nearest(op_type, (*BUILDERS, *CUSTOM_OPERATORS.names()))
         hint = f"; nearest supported operator: {close}" if close else ""
         return (
             f"{place}: operator {full} on shapes {shapes} is not supported{hint}; "
@@ -280,7 +281,7 @@ class _Reader:
         return value
 
     def _initializer(self, name: str, place: str) -> Constant:
-        where = f"{self.place}: initializer {name}"
+        where = f"{self.place}: initializer {one_line(name)}"
         if name in self.parameters:
             tensor = self.parameters[name]
             require_finite(tensor, where)
@@ -291,7 +292,7 @@ class _Reader:
             return Constant(settled.detach(), name)
         proto = self.initializers.pop(name, None)
         if proto is None:
-            raise ModelError(f"{place}: reads {name}, which no node, input or initializer provides")
+            raise ModelError(f"{place}: reads {one_line(name)}, which no node, input or initializer provides")
         turned = name in self.turned
         tensor = weight_tensor(proto, where, self.folder, self.dtype, self.device, turned=turned)
         require_finite(tensor, where)

@@ -1,8 +1,9 @@
-"""ONNX tensors -> torch tensors: one copy for embedded data, memory-mapped for external data."""
+"""ONNX tensors -> torch tensors: one copy, from the message or from where the data lie in a file."""
 
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,23 +47,31 @@ def torch_tensor(proto: TensorProto, place: str, folder: Path | None = None) -> 
         raise ModelError(f"{place}: element type {proto.data_type} is not supported; export it as FLOAT or DOUBLE")
     dtype, carrier = _TYPES[proto.data_type]
     dims = tuple(proto.dims)
-    if proto.data_location == _EXTERNAL:
-        array = _external(proto, place, folder, carrier, math.prod(dims))
-        return _with_dtype(torch.from_numpy(array).reshape(dims), dtype)
+    if min(dims, default=0) < 0:
+        raise ModelError(f"{place}: shape {list(dims)} is not valid; the file is damaged")
+    # the data first, so that a damaged shape never asks for memory
+    source = _source(proto, place, folder, carrier)
     out = torch.empty(dims, dtype=torch.int16 if dtype == torch.bfloat16 else dtype)
-    if proto.HasField("raw_data"):
-        raw = proto.raw_data
-        if len(raw) != out.numel() * out.element_size():
-            raise ModelError(
-                f"{place}: {len(raw)} bytes of data for shape {list(dims)}; the file is damaged, export it again"
-            )
-        source = np.frombuffer(raw, carrier)
-    else:
-        source = _typed_data(proto, place, carrier)
-        if source.size != out.numel():
-            raise ModelError(f"{place}: {source.size} values for shape {list(dims)}; the file is damaged")
     out.numpy()[...] = source.reshape(dims)
     return _with_dtype(out, dtype)
+
+
+def _source(proto: TensorProto, place: str, folder: Path | None, carrier: type[np.generic]) -> np.ndarray:
+    """The numbers as one vector of the right length, wherever they lie."""
+    count = math.prod(proto.dims)
+    if proto.data_location == _EXTERNAL:
+        return _external(proto, place, folder, carrier)
+    if proto.HasField("raw_data"):
+        raw = proto.raw_data
+        if len(raw) != count * np.dtype(carrier).itemsize:
+            raise ModelError(
+                f"{place}: {len(raw)} bytes of data for shape {list(proto.dims)}; the file is damaged, export it again"
+            )
+        return np.frombuffer(raw, carrier)
+    source = _typed_data(proto, place, carrier)
+    if source.size != count:
+        raise ModelError(f"{place}: {source.size} values for shape {list(proto.dims)}; the file is damaged")
+    return source.reshape(-1)
 
 
 def weight_tensor(
@@ -94,21 +103,27 @@ def _typed_data(proto: TensorProto, place: str, carrier: type[np.generic]) -> np
     return array.view(carrier) if array.dtype != carrier and array.itemsize == 2 else array.astype(carrier, copy=False)
 
 
-def _external(proto: TensorProto, place: str, folder: Path | None, carrier: type[np.generic], count: int) -> np.ndarray:
-    """External data, mapped privately: pages are read on first use and writes never reach the file."""
+def _external(proto: TensorProto, place: str, folder: Path | None, carrier: type[np.generic]) -> np.ndarray:
+    """Data in a file, mapped for the caller to copy (a map kept for long would follow the file's later changes)."""
     info = {entry.key: entry.value for entry in proto.external_data}
     if folder is None or "location" not in info:
         raise ModelError(f"{place}: its data lie outside the file and cannot be found")
-    path = (folder / info["location"]).resolve()
-    if not path.is_relative_to(folder.resolve()):
+    # not resolved: a model file may be a link to one elsewhere
+    path = Path(os.path.normpath(folder / info["location"]))
+    if not path.is_relative_to(os.path.normpath(folder)):
         raise ModelError(f"{place}: external data {info['location']} lie outside its folder; move them beside it")
+    count = math.prod(proto.dims)
+    need = count * np.dtype(carrier).itemsize
+    if not info.get("offset", "0").isdecimal() or not info.get("length", "0").isdecimal():
+        raise ModelError(f"{place}: the reference to its external data is damaged")
     offset = int(info.get("offset", "0"))
-    need = offset + count * np.dtype(carrier).itemsize
-    if not path.is_file() or path.stat().st_size < need:
+    if int(info.get("length", need)) != need:
+        raise ModelError(f"{place}: {info['length']} bytes of data for shape {list(proto.dims)}; the file is damaged")
+    if not path.is_file() or path.stat().st_size < offset + need:
         raise ModelError(f"{place}: external data file {path} is missing or too short; copy it beside the model")
     if count == 0:
         return np.zeros(0, carrier)
-    return np.memmap(path, dtype=carrier, mode="c", offset=offset, shape=(count,))
+    return np.memmap(path, dtype=carrier, mode="r", offset=offset, shape=(count,))
 
 
 def require_finite(tensor: Tensor, place: str) -> None:

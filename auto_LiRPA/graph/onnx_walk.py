@@ -41,3 +41,9 @@ def right_factors(nodes: Iterable[NodeProto]) -> set[str]:
             if not any(a.name == "transB" and a.i for a in node.attribute):
                 found.add(node.input[1])
     return found
+
+
+def one_line(name: str | bytes) -> str:
+    """A name as it may stand in an error: damaged files hold line breaks and bytes that are no text."""
+    text = name.decode(errors="replace") if isinstance(name, bytes) else name
+    return " ".join(text.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from auto_LiRPA.operators.base import (
 )
 from auto_LiRPA.operators.elementwise import push_lines
 from auto_LiRPA.tolerances import DENOMINATOR_FLOOR
-from auto_LiRPA.values import Interval, Lines
+from auto_LiRPA.values import Interval, Lines, Window
 
 SLOPE_RULES = ("adaptive", "same-slope", "zero-lb", "one-lb", "reversed-adaptive")
 
@@ -79,6 +80,7 @@ class ReluRelaxation(Relaxation):
         self.box = box
         self.lines = op.lines(box)
         self._spec: AlphaSpec | None = None
+        self._rows = _row_lines(self.lines)
 
     @property
     def alpha(self) -> AlphaSpec:  # type: ignore[override]
@@ -94,9 +96,24 @@ class ReluRelaxation(Relaxation):
             self._spec = AlphaSpec(index, initial, low, high)
         return self._spec
 
+    def cropped(self, window: Window) -> Relaxation | None:
+        """Views of the same lines; no slopes, which are numbered over the whole map."""
+        part = copy(self)
+        part.box = Interval(window.crop(self.box.lower), window.crop(self.box.upper))
+        assert self.lines.upper_offset is not None
+        part.lines = Lines(
+            window.crop(self.lines.lower_slope),
+            None,
+            window.crop(self.lines.upper_slope),
+            window.crop(self.lines.upper_offset),
+        )
+        part._spec = None
+        part._rows = _row_lines(part.lines)
+        return part
+
     def _lower_slope(self, rows: int, alpha: Tensor | None) -> Tensor:
         """``[B, 1 or T, n]``."""
-        dense = self.lines.lower_slope.flatten(1).unsqueeze(1)
+        dense = self._rows.lower
         if alpha is None:
             return dense
         spread = dense.expand(-1, rows, -1).clone()
@@ -104,14 +121,15 @@ class ReluRelaxation(Relaxation):
 
     def pull(self, coef: Tensor, alpha: Tensor | None = None, owned: bool = False) -> Pulled:
         flat = coef.flatten(2)
-        offset = self.lines.upper_offset
-        assert offset is not None
         negative = flat.clamp_max(0)
-        bias = rows_dot(negative, offset.flatten(1))
-        lower = self._lower_slope(flat.shape[1], alpha)
+        bias = rows_dot(negative, self._rows.offset.squeeze(1))
         # A * lower where A >= 0, A * upper where A < 0, written as two products so that no mask and no slope matrix is
         # made: half the memory of a where
-        step = self.lines.upper_slope.flatten(1).unsqueeze(1) - lower
+        if alpha is None:
+            lower, step = self._rows.lower, self._rows.step
+        else:
+            lower = self._lower_slope(flat.shape[1], alpha)
+            step = self._rows.upper - lower
         if owned and flat.shape[0] == step.shape[0]:
             out = flat.mul_(lower).addcmul_(negative, step)
         else:
@@ -120,25 +138,29 @@ class ReluRelaxation(Relaxation):
 
     def values(self, coef: Tensor, inputs: tuple[Tensor, ...], alpha: Tensor | None = None) -> Tensor:
         flat, z = coef.flatten(2), inputs[0].flatten(2)
-        offset = self.lines.upper_offset
-        assert offset is not None
-        positive = flat >= 0
         lower = self._lower_slope(flat.shape[1], alpha)
-        slope = torch.where(positive, lower, self.lines.upper_slope.flatten(1).unsqueeze(1))
-        shift = torch.where(positive, 0.0, offset.flatten(1).unsqueeze(1))
-        return (slope * z + shift).unflatten(2, coef.shape[2:])
+        above = torch.addcmul(self._rows.offset, self._rows.upper, z)
+        return torch.where(flat >= 0, lower * z, above).unflatten(2, coef.shape[2:])
 
     def gradient(
-        self, coef: Tensor, inputs: tuple[Tensor, ...], weight: Tensor, alpha: Tensor | None = None
+        self,
+        coef: Tensor,
+        inputs: tuple[Tensor, ...],
+        weight: Tensor,
+        alpha: Tensor | None = None,
+        with_boxes: bool = True,
     ) -> RelaxationGradient:
         """``d/dalpha_j = A_j+ z_j``; where A_j < 0 the chord moves with its ends:
         ``d/du = -A l (z - l) / (u - l)^2`` and ``d/dl = A u (z - u) / (u - l)^2`` (times 1 - leak)."""
         flat, z = coef.flatten(2), inputs[0].flatten(2)
-        box, w = self.box.flat(), weight.unsqueeze(-1)
+        w = weight.unsqueeze(-1)
         d_alpha = None
         if alpha is not None:
             index = self.alpha.index
             d_alpha = (flat[:, :, index].clamp_min(0) * z[:, :, index] * w).unsqueeze(2)
+        if not with_boxes:
+            return RelaxationGradient(d_alpha, (None,))
+        box = self.box.flat()
         negative = flat.clamp_max(0) * w
         with_z, plain = (negative * z).sum(1), negative.sum(1)
         if self.op.slope_rule == "same-slope":
@@ -157,3 +179,19 @@ class ReluRelaxation(Relaxation):
 
     def push(self, inputs: tuple[LinearBounds, ...]) -> LinearBounds:
         return push_lines(self.lines, inputs[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _RowLines:
+    """Lines as rows read them, ``[B, 1, n]``: made once a pass, not once a tile. ``step``: upper minus lower slope."""
+
+    lower: Tensor
+    upper: Tensor
+    offset: Tensor
+    step: Tensor
+
+
+def _row_lines(lines: Lines) -> _RowLines:
+    assert lines.upper_offset is not None
+    lower, upper = lines.lower_slope.flatten(1).unsqueeze(1), lines.upper_slope.flatten(1).unsqueeze(1)
+    return _RowLines(lower, upper, lines.upper_offset.flatten(1).unsqueeze(1), upper - lower)

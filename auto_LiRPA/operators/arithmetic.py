@@ -1,4 +1,4 @@
-"""Elementwise affine maps and sums: Add, Sub, Mul, Div with constants, Neg, BatchNormalization, residual Add and Sub."""
+"""Elementwise affine maps and sums: Add, Sub, Mul, Div with constants, Neg, BatchNormalization, residual sums."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from auto_LiRPA.operators.base import LinearOperator
+from auto_LiRPA.values import Window
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,12 @@ class Affine(LinearOperator):
     def transpose(self, coef: Tensor) -> tuple[Tensor, ...]:
         return (coef if self.scale is None else coef * self.scale,)
 
+    def transpose_window(self, coef: Tensor, window: Window) -> tuple[tuple[Tensor, Window], ...] | None:
+        for value in (self.scale, self.shift):
+            if value is not None and any(n != 1 for n in value.shape[-len(window.start) :]):
+                return None
+        return ((self.transpose(coef)[0], window),)
+
 
 @dataclass(frozen=True)
 class Add(LinearOperator):
@@ -42,6 +49,9 @@ class Add(LinearOperator):
 
     def transpose(self, coef: Tensor) -> tuple[Tensor, ...]:
         return coef, coef
+
+    def transpose_window(self, coef: Tensor, window: Window) -> tuple[tuple[Tensor, Window], ...] | None:
+        return (coef, window), (coef, window)
 
 
 @dataclass(frozen=True)
@@ -56,3 +66,6 @@ class Sub(LinearOperator):
 
     def transpose(self, coef: Tensor) -> tuple[Tensor, ...]:
         return coef, -coef
+
+    def transpose_window(self, coef: Tensor, window: Window) -> tuple[tuple[Tensor, Window], ...] | None:
+        return (coef, window), (-coef, window)

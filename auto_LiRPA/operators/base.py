@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from auto_LiRPA.parallel.store import Weight
-from auto_LiRPA.values import Interval
+from auto_LiRPA.values import Interval, Window
 
 Support = Literal["exact", "relaxed", "interval only"]
 
@@ -60,7 +60,7 @@ class AlphaSpec:
 
 @dataclass(frozen=True, slots=True)
 class RelaxationGradient:
-    """Derivatives of a tile's weighted bounds: by the slopes ``[B, T, P, u]`` and by each input's box ``[B, *in_i]``."""
+    """Derivatives of a tile's weighted bounds: by slopes ``[B, T, P, u]`` and by each input's box ``[B, *in_i]``."""
 
     alpha: Tensor | None
     boxes: tuple[Interval | None, ...]
@@ -92,13 +92,25 @@ class Relaxation(ABC):
 
     @abstractmethod
     def gradient(
-        self, coef: Tensor, inputs: tuple[Tensor, ...], weight: Tensor, alpha: Tensor | None = None
+        self,
+        coef: Tensor,
+        inputs: tuple[Tensor, ...],
+        weight: Tensor,
+        alpha: Tensor | None = None,
+        with_boxes: bool = True,
     ) -> RelaxationGradient:
-        """Derivatives of ``sum_t weight[b, t] * bound[b, t]`` by alpha and by the boxes (envelope theorem)."""
+        """Derivatives of ``sum_t weight[b, t] * bound[b, t]`` by alpha and by the boxes (envelope theorem).
+
+        ``with_boxes`` False: the caller has no use for the derivatives by the boxes, they may be None.
+        """
 
     @abstractmethod
     def push(self, inputs: tuple[LinearBounds, ...]) -> LinearBounds:
         """Forward-mode bounds of the output from those of the inputs."""
+
+    def cropped(self, window: Window) -> Relaxation | None:
+        """The relaxation of the neurons in a window of the map alone; None if this kind has no such form."""
+        return None
 
 
 class Operator(ABC):
@@ -150,6 +162,14 @@ class LinearOperator(Operator):
     def transpose(self, coef: Tensor) -> tuple[Tensor, ...]:
         """Coefficients on the inputs: ``[N, *out]`` -> one ``[N, *in_i]`` per input. May alias ``coef``."""
 
+    def transpose_window(self, coef: Tensor, window: Window) -> tuple[tuple[Tensor, Window], ...] | None:
+        """`transpose` of coefficients ``[N, channels, *window]`` that are zero outside ``window``.
+
+        Returns each input's coefficients with their window, or None if this map has no such form. A map that has one
+        must have a constant term that does not vary over the spatial axes.
+        """
+        return None
+
     def bias_values(self) -> Tensor | None:
         """The constant term, broadcastable to ``*out``; None for zero."""
         return None
@@ -183,6 +203,17 @@ class LinearOperator(Operator):
         dot = self.bias_dot(merged)
         coefs = tuple(c.unflatten(0, coef.shape[:2]) for c in self.transpose(merged))
         return Pulled(coefs, None if dot is None else dot.unflatten(0, coef.shape[:2]))
+
+    def pull_window(self, coef: Tensor, window: Window) -> tuple[Pulled, tuple[Window, ...]] | None:
+        """`pull` of coefficients ``[B or 1, T, channels, *window]``; None if this map has no such form."""
+        merged = coef.flatten(0, 1)
+        found = self.transpose_window(merged, window)
+        if found is None:
+            return None
+        dot = self.bias_dot(merged)
+        coefs = tuple(c.unflatten(0, coef.shape[:2]) for c, _ in found)
+        bias = None if dot is None else dot.unflatten(0, coef.shape[:2])
+        return Pulled(coefs, bias), tuple(w for _, w in found)
 
     def push(self, inputs: tuple[LinearBounds, ...]) -> LinearBounds:
         """Forward mode: the interval rule without bias maps the pair (lower_w, upper_w) as it maps (lower, upper)."""

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from auto_LiRPA.operators.base import LinearOperator
 from auto_LiRPA.parallel.store import Weight
-
+from auto_LiRPA.values import Window
 
 SMALL_MAP = 8
+SMALL_WINDOW = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +87,51 @@ class Conv(LinearOperator):
         assert out is not None
         return (out,)
 
+    def transpose_window(self, coef: Tensor, window: Window) -> tuple[tuple[Tensor, Window], ...] | None:
+        """The transposed convolution of a window of the map: what it reaches of the input, without the padding."""
+        if self.groups != 1:
+            return None
+        transposed: Callable[..., Tensor] = _TRANSPOSED[len(self.stride)]
+        out: Tensor | None = None
+        for part in self._segments():
+            piece = coef[:, part.rows]
+            if all(s == 1 for s in self.stride) and min(window.size) >= SMALL_WINDOW:
+                piece = self._full_convolution(piece, part)
+            else:
+                piece = transposed(piece, part.data, None, self.stride, 0, 0, 1, self.dilation)
+            out = piece if out is None else out.add_(piece)
+        assert out is not None
+        reach = []
+        for axis, (a, b) in enumerate(zip(window.start, window.stop, strict=True)):
+            s, p = self.stride[axis], self.padding[axis]
+            spread = self.dilation[axis] * (self.weight.shape[2 + axis] - 1)
+            reach.append((a * s - p, (b - 1) * s - p + spread + 1))
+        inside = Window(
+            tuple(max(a, 0) for a, _ in reach),
+            tuple(min(b, n) for (_, b), n in zip(reach, self.in_shape[1:], strict=True)),
+        )
+        if any(n <= 0 for n in inside.size):
+            return None
+        origin = tuple(a for a, _ in reach)
+        cut = Window(
+            tuple(a - o for a, o in zip(inside.start, origin, strict=True)),
+            tuple(b - o for b, o in zip(inside.stop, origin, strict=True)),
+        )
+        return ((cut.crop(out).contiguous(), inside),)
+
+    def _full_convolution(self, coef: Tensor, part: _Segment) -> Tensor:
+        """The transposed convolution without stride or padding, as a convolution with the flipped kernel."""
+        conv: Callable[..., Tensor] = _CONV[len(self.stride)]
+        flipped = part.data.flip(tuple(range(2, part.data.ndim))).transpose(0, 1)
+        margin = tuple(d * (k - 1) for k, d in zip(part.data.shape[2:], self.dilation, strict=True))
+        return conv(coef, flipped, None, 1, margin, self.dilation, 1)
+
     def _transposed(self, coef: Tensor, part: _Segment) -> Tensor:
         if self._is_plain_convolution(part):
             conv: Callable[..., Tensor] = _CONV[len(self.stride)]
             flipped = part.data.flip(tuple(range(2, part.data.ndim))).transpose(0, 1)
-            sizes = zip(part.data.shape[2:], self.padding, self.dilation, strict=True)
-            margin = tuple(d * (k - 1) - p for k, p, d in sizes)
+            kernel = zip(part.data.shape[2:], self.padding, self.dilation, strict=True)
+            margin = tuple(d * (k - 1) - p for k, p, d in kernel)
             return conv(coef, flipped, None, 1, margin, self.dilation, 1)
         transposed: Callable[..., Tensor] = _TRANSPOSED[len(self.stride)]
         # a stride that does not divide leaves input entries at the far end that no window reads: they get zeros

@@ -102,10 +102,14 @@ class ElementwiseRelaxation(Relaxation):
         out = []
         for name, dense in zip(("lower_slope", "lower_offset", "upper_slope", "upper_offset"), parts, strict=True):
             value = getattr(row, name)
-            spread = dense.expand(-1, rows, -1).clone()
-            if value is not None:
-                spread[:, :, spec.index] = value.expand(spread.shape[0], rows, -1)
-            out.append(spread)
+            if value is None:
+                out.append(dense)
+                continue
+            value = value.expand(dense.shape[0], rows, -1)
+            if len(spec.index) == dense.shape[2]:  # sorted, so it is the identity
+                out.append(value)
+            else:
+                out.append(dense.expand(-1, rows, -1).index_copy(2, spec.index, value))
         return out[0], out[1], out[2], out[3]
 
     def pull(self, coef: Tensor, alpha: Tensor | None = None, owned: bool = False) -> Pulled:
@@ -124,7 +128,12 @@ class ElementwiseRelaxation(Relaxation):
         return (slope * z + torch.where(positive, lower_offset, upper_offset)).unflatten(2, coef.shape[2:])
 
     def gradient(
-        self, coef: Tensor, inputs: tuple[Tensor, ...], weight: Tensor, alpha: Tensor | None = None
+        self,
+        coef: Tensor,
+        inputs: tuple[Tensor, ...],
+        weight: Tensor,
+        alpha: Tensor | None = None,
+        with_boxes: bool = True,
     ) -> RelaxationGradient:
         flat, z = coef.flatten(2), inputs[0].flatten(2)
         w = weight.unsqueeze(-1)

@@ -54,8 +54,8 @@ class Linear(LinearOperator):
     def bias_dot(self, coef: Tensor) -> Tensor | None:
         if self.bias is None:
             return None
-        flat = coef.reshape(coef.shape[0], -1, coef.shape[-1])
-        return (flat @ self.bias).sum(1)
+        dot = coef @ self.bias
+        return dot if coef.ndim == 2 else dot.flatten(1).sum(1)
 
     def rows(self, index: Tensor, host: Sequence[int]) -> Tensor:
         """Rows ``index`` (sorted) of the weight, ``[len(index), in]``: the first step of a pass that starts here.

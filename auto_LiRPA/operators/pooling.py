@@ -313,7 +313,12 @@ class MaxPoolRelaxation(Relaxation):
         return out
 
     def gradient(
-        self, coef: Tensor, inputs: tuple[Tensor, ...], weight: Tensor, alpha: Tensor | None = None
+        self,
+        coef: Tensor,
+        inputs: tuple[Tensor, ...],
+        weight: Tensor,
+        alpha: Tensor | None = None,
+        with_boxes: bool = True,
     ) -> RelaxationGradient:
         """``d/da_k = A+ (z_k - mix . z) / sum a``; the chord's two numbers are differentiated by autograd."""
         w = weight.reshape(*weight.shape, *([1] * (coef.ndim - 2)))

@@ -47,28 +47,16 @@ def line_above(curve: Curve, lo: Tensor, hi: Tensor, share: Tensor | None) -> tu
 
     The tangent at d lies above the concave part; it lies above the convex part too iff it does at lo, that is for d
     right of ``touch(lo)``. Where no such d is left the chord is the least line above. ``share`` in [0, 1] moves d from
-    the first sound point to hi; None: the middle of a concave interval, else the first sound point.
+    the first sound point to hi; None takes `first_share`.
     """
     bent = lo < curve.inflection
     start = torch.where(bent, torch.minimum(curve.touch(torch.where(bent, lo, curve.inflection - 1.0)), hi), lo)
-    if share is None:
-        share = first_share(curve, lo)
     chord = start >= hi
-    point = start + share * (hi - start)
-    wide = hi > lo
-    ends = curve.value(lo), curve.value(hi)
-    secant = (ends[1] - ends[0]) / torch.where(wide, hi - lo, 1.0)
-    # on a chord the mean value theorem bounds the slope; rounding over a tiny width would break that
-    steep = curve.slope(lo), curve.slope(hi)
-    secant = torch.minimum(torch.maximum(secant, torch.minimum(*steep)), torch.maximum(*steep))
-    tangent = curve.slope(torch.where(chord, hi, point))
-    # steeper by more than its own rounding, so that right of its point the tangent clears the curve
-    tangent = tangent + SLOPE_ROUNDING_ULPS * torch.finfo(lo.dtype).eps * tangent.abs()
-    slope = torch.where(wide, torch.where(chord, secant, tangent), 0.0)
-    anchor = torch.where(chord, lo, point)
-    height = torch.where(chord, ends[0], curve.value(point))
-    offset = height - slope * anchor
-    return slope, offset + _slack(slope, offset, (lo, hi), ends, (anchor, height), bent | chord, chord)
+    reach = torch.where(chord, 0.0, hi - start)
+    point = torch.where(chord, lo, start) + (first_share(curve, lo) if share is None else share) * reach
+    slope, offset = _tangent(curve, point, lo, bent)
+    secant, level = _chord(curve, lo, hi)
+    return torch.where(chord, secant, slope), torch.where(chord, level, offset)
 
 
 def first_share(curve: Curve, lo: Tensor) -> Tensor:
@@ -76,27 +64,44 @@ def first_share(curve: Curve, lo: Tensor) -> Tensor:
     return torch.where(lo < curve.inflection, 0.0, 0.5).to(lo)
 
 
-def _slack(
-    slope: Tensor,
-    offset: Tensor,
-    sides: tuple[Tensor, Tensor],
-    ends: tuple[Tensor, Tensor],
-    anchor: tuple[Tensor, Tensor],
-    meets_lo: Tensor,
-    chord: Tensor,
-) -> Tensor:
-    """How far the line must rise: what it misses at the ends, and the rounding errors where it meets the curve.
+def _tangent(curve: Curve, point: Tensor, lo: Tensor, bent: Tensor) -> tuple[Tensor, Tensor]:
+    """The tangent at ``point``, raised by what rounding may have taken from it.
 
-    A tangent that rounding made too steep falls short left of its point, by units of ``slope * (point - lo)``.
+    Its slope is raised too, so that right of its point it clears the curve; left of it that costs up to
+    ``slope * (point - lo)`` units. ``bent`` intervals touch the curve at lo as well.
     """
+    eps = torch.finfo(lo.dtype).eps
+    slope, height = curve.slope(point), curve.value(point)
+    slope = slope + SLOPE_ROUNDING_ULPS * eps * slope.abs()
+    offset = height - slope * point
     with torch.no_grad():
-        miss_lo = (ends[0] - (slope * sides[0] + offset)).clamp_min(0)
-        miss_hi = (ends[1] - (slope * sides[1] + offset)).clamp_min(0)
-        size = anchor[1].abs() + (slope * anchor[0]).abs() + (slope * (anchor[0] - sides[0])).abs()
-        size = size + torch.where(meets_lo, ends[0].abs() + (slope * sides[0]).abs(), 0.0)
-        size = size + torch.where(chord, ends[1].abs() + (slope * sides[1]).abs(), 0.0)
-        rounding = LINE_ROUNDING_ULPS * torch.finfo(size.dtype).eps * size + torch.finfo(size.dtype).tiny
-        return torch.maximum(miss_lo, miss_hi) + rounding
+        end = curve.value(lo)
+        missed = (end - (slope * lo + offset)).clamp_min(0)
+        size = height.abs() + 2 * slope.abs() * (point.abs() + lo.abs()) + torch.where(bent, end.abs(), 0.0)
+        missed = missed + _rounding(size)
+    return slope, offset + missed
+
+
+def _chord(curve: Curve, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+    """The line through both ends, raised by what rounding may have taken from it; a constant over a single point."""
+    wide = hi > lo
+    low, high = curve.value(lo), curve.value(hi)
+    slope = (high - low) / torch.where(wide, hi - lo, 1.0)
+    # the mean value theorem bounds it; over a tiny width rounding would break that
+    steep = curve.slope(lo), curve.slope(hi)
+    slope = torch.minimum(torch.maximum(slope, torch.minimum(*steep)), torch.maximum(*steep))
+    slope = torch.where(wide, slope, 0.0)
+    offset = low - slope * lo
+    with torch.no_grad():
+        missed = (high - (slope * hi + offset)).clamp_min(0)
+        missed = missed + _rounding(low.abs() + high.abs() + slope.abs() * (lo.abs() + hi.abs()))
+    return slope, offset + missed
+
+
+def _rounding(size: Tensor) -> Tensor:
+    """Rounding error of a line whose parts add up to ``size``."""
+    info = torch.finfo(size.dtype)
+    return LINE_ROUNDING_ULPS * info.eps * size + info.tiny
 
 
 class SmoothOperator(ElementwiseOperator):

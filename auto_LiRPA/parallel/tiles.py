@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 ONE_TILE_MIB = 64
+# On feature maps most of a pass works on windows far smaller than the map, so a tile may be higher there.
+ONE_TILE_MAP_MIB = 256
 MIN_TILES = 8
 
 
@@ -23,18 +25,21 @@ class Tile:
     height: int
 
 
-def tile_height(n_rows: int, widest: int, itemsize: int, batch: int, setting: int | Literal["auto"]) -> int:
+def tile_height(
+    n_rows: int, widest: int, itemsize: int, batch: int, setting: int | Literal["auto"], on_map: bool = False
+) -> int:
     """Rows per tile for a start node of ``n_rows`` rows whose coefficients are at most ``widest`` elements wide.
 
     `auto` takes all rows in one tile while one copy of its coefficients (both signs) stays under 64 MiB, and otherwise
-    at least 8 tiles, each under 64 MiB where a single row allows it.
+    at least 8 tiles, each under 64 MiB where a single row allows it (256 MiB for neurons of a feature map).
     """
     if setting != "auto":
         return min(setting, n_rows)
     row_bytes = 2 * widest * itemsize * batch
+    limit = (ONE_TILE_MAP_MIB if on_map else ONE_TILE_MIB) * 2**20
     if n_rows * row_bytes <= ONE_TILE_MIB * 2**20:
         return n_rows
-    fitting = max(1, (ONE_TILE_MIB * 2**20) // row_bytes)
+    fitting = max(1, limit // row_bytes)
     return max(1, min(-(-n_rows // MIN_TILES), fitting))
 
 

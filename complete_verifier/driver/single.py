@@ -9,6 +9,7 @@ from complete_verifier.config import LoadedConfig
 from complete_verifier.driver.instances import Instance, single_instance
 from complete_verifier.driver.interrupts import DeadlinePassed, Interrupts, Terminated
 from complete_verifier.driver.limits import timeout_seconds
+from complete_verifier.driver.start_up import paused_collection
 from complete_verifier.outcome import Verdict
 from complete_verifier.reporting.display import Display
 from complete_verifier.reporting.lines import result_lines
@@ -48,9 +49,10 @@ def _decided(
     """The report, also where the run is cut short before its first stage, while libraries are imported."""
     try:
         with interrupts.exposed(started + timeout_s - time.monotonic()):
-            from complete_verifier.driver.contexts import make_context
-            from complete_verifier.driver.instance import run_instance
-            from complete_verifier.problem import Clock
+            with paused_collection():
+                from complete_verifier.driver.contexts import make_context
+                from complete_verifier.driver.instance import run_instance
+                from complete_verifier.problem import Clock
 
             context, note = make_context(loaded)
         if note is not None:

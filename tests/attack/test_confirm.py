@@ -107,6 +107,17 @@ def test_a_point_outside_the_exact_box_is_refused(tmp_path: Path) -> None:
     assert confirm(path, spec, np.array([np.inf], np.float32)) is None
 
 
+def test_what_is_printed_is_run_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that answers otherwise the second time has no counterexample that a reader could check."""
+    network = OnnxNetwork(save(linear([1]), tmp_path / "net.onnx"))
+    spec = prop(region(box(("0", "1")), [row({0: "1"}, "0.5")]))
+    x = np.array([0.4], np.float32)
+    assert confirm(network, spec, x) is not None
+    answers = iter([np.array([0.4], np.float32), np.array([0.6], np.float32)])
+    monkeypatch.setattr(network, "run", lambda point: next(answers))
+    assert confirm(network, spec, x) is None
+
+
 def test_region_and_clause_go_together(tmp_path: Path) -> None:
     """A point of the first box that violates only the second box's clause is no counterexample."""
     path = save(linear([1]), tmp_path / "net.onnx")

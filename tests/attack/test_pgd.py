@@ -283,6 +283,19 @@ def test_scouting_leads_out_of_a_dead_region(tmp_path: Path) -> None:
     assert attack(graph, target, AttackSettings(), "cpu", forever) is not None
 
 
+def test_narrow_targets_of_few_inputs_are_hit(tmp_path: Path) -> None:
+    """Four rows leave a patch 2e-4 wide, which steps of fixed sizes jump over."""
+    graph = graph_of(tmp_path, linear([1, 1], [1, -1]))
+    patch = [(0, "0.9"), (1, "0.3")]
+    rows = [row({i: "1"}, f"{middle}001") for i, middle in patch]
+    rows += [row({i: "-1"}, str(-(float(middle) - 1e-4))) for i, middle in patch]
+    target = prop(region(UNIT, rows, n_outputs=2), n_outputs=2)
+    assert attack(graph, target, AttackSettings(scouting=False), "cpu", forever) is None
+    found = attack(graph, target, AttackSettings(), "cpu", forever)
+    assert found is not None
+    assert np.abs(found.x - [0.6, 0.3]).max() < 1e-3
+
+
 def test_sub_boxes_are_searched_apart(tmp_path: Path) -> None:
     """Branch and bound's boxes: only one of three holds the counterexample."""
     graph = graph_of(tmp_path, linear([1, 1]))
@@ -317,12 +330,14 @@ def test_steps_are_those_of_adam_signs(tmp_path: Path, alpha: float | str) -> No
     """Against full Adam moments, both of them, written out (interface 7.10)."""
     graph = graph_of(tmp_path, random_layers(9, 3, 16, 16, 2))
     where = box(("0.5", "1"), ("-1", "1"), ("0", "0.01"))
-    rows = [row({0: "1", 1: "-1"}, "-0.3"), row({1: "1"}, "0.1")]
+    middle = float(evaluate(graph, torch.tensor([[0.75, 0.2, 0.005]]))[0, 0])
+    # Two rows that pull in opposite directions, so that the path swings instead of resting in a corner.
+    rows = [row({0: "2"}, str(2 * middle)), row({0: "-1"}, str(-middle - 1))]
     target = prop(region(where, rows, n_outputs=2), n_outputs=2)
     settings = AttackSettings(steps=30, restarts=1, scouting=False, early_stop=False, alpha=alpha, lr_decay=0.9)  # type: ignore[arg-type]
     points = list(_visited(graph, target, settings))
     assert len(points) == 31
-    mat, rhs = torch.tensor([[1.0, -1.0], [0.0, 1.0]]), torch.tensor([-0.3, 0.1])
+    mat, rhs = torch.tensor([[2.0, 0.0], [-1.0, 0.0]]), torch.tensor([2 * middle, -middle - 1])
     lower, upper = torch.tensor([0.5, -1.0, 0.0]), torch.tensor([1.0, 1.0, 0.01])
     first, second = torch.zeros(3), torch.zeros(3)
     step_size = 2 / 2 / 4 if alpha == "auto" else float(alpha)
@@ -335,3 +350,5 @@ def test_steps_are_those_of_adam_signs(tmp_path: Path, alpha: float | str) -> No
         update = first / ((second / (1 - 0.999**t)).sqrt() + 1e-8)
         moved = x + step_size * 0.9 ** (t - 1) / (1 - 0.9**t) * update.sign()
         assert torch.allclose(torch.minimum(torch.maximum(moved, lower), upper), following, atol=1e-6)
+    inner = torch.stack(points[1:])[:, 1]
+    assert ((inner > -1) & (inner < 1)).sum() > 10, "most of the path lies inside, where the step size shows"

@@ -20,7 +20,7 @@ from auto_LiRPA.operators.reduce import ReduceMean, ReduceSum
 from auto_LiRPA.operators.shape import Concat, Cut, Expand, PadConstant, Reshape, Select, Transpose
 from auto_LiRPA.operators.smooth import Power, Sigmoid, Tanh
 from auto_LiRPA.parallel.store import LocalWeight, Weight
-from auto_LiRPA.values import Interval
+from auto_LiRPA.values import Interval, Window
 
 Shape = tuple[int, ...]
 
@@ -302,6 +302,12 @@ def points(d: Dice, boxes: tuple[Interval, ...], kinks: tuple[float, ...], count
 def _between(box: Interval, share: Tensor) -> Tensor:
     x = box.lower + share * (box.upper - box.lower)
     return torch.minimum(torch.maximum(x, box.lower), box.upper)
+
+
+def random_window(d: Dice, spatial: Shape) -> Window:
+    """A non-empty part of a map; of a value without spatial axes, the empty tuple of axes."""
+    start = tuple(d.pick(0, n - 1) for n in spatial)
+    return Window(start, tuple(d.pick(a + 1, n) for a, n in zip(start, spatial, strict=True)))
 
 
 def in_float64(op: Operator) -> Operator:

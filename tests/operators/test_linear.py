@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from auto_LiRPA.operators.base import LinearBounds, LinearOperator
-from tests.operators.cases import BOX_KINDS, CASES, Case, Dice, in_float64, make_boxes, points
+from auto_LiRPA.values.window import whole
+from tests.operators.cases import BOX_KINDS, CASES, Case, Dice, in_float64, make_boxes, points, random_window
 
 LINEAR = sorted(name for name, make in CASES.items() if make(Dice(0, torch.float64)).op.linear)
 DTYPES = {torch.float64: 1e-12, torch.float32: 2e-6}
@@ -119,6 +120,27 @@ def test_transpose_is_the_adjoint(name: str) -> None:
         right = sum((c * x).flatten(1).sum(1) for c, x in zip(back, xs, strict=True))
         assert isinstance(right, Tensor)
         torch.testing.assert_close(left, right, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_transpose_of_a_window_is_that_of_the_map(name: str) -> None:
+    """Coefficients that vanish outside a window: the same numbers, and none outside the windows that come back."""
+    for seed in range(12):
+        case, op, dice = _case(name, seed, torch.float64)
+        shape = tuple(op.forward(*(dice.normal(1, *s) for s in case.shapes)).shape[1:])
+        if len(shape) < 2:
+            continue
+        window = random_window(dice, shape[1:])
+        coef = dice.normal(3, 2, shape[0], *window.size)
+        kept, found = coef.clone(), op.pull_window(coef, window)
+        if found is None:
+            continue
+        assert torch.equal(coef, kept)
+        pulled, windows = found
+        wanted = op.pull(window.place(coef, whole(shape[1:])))
+        for part, inside, c, s in zip(pulled.coefs, windows, wanted.coefs, case.shapes, strict=True):
+            torch.testing.assert_close(inside.place(part, whole(s[1:])), c, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(pulled.bias, wanted.bias, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", LINEAR)

@@ -190,7 +190,10 @@ def test_sign_at_zero(lo: float, hi: float, below: tuple[float, float], above: t
 
 def test_clip_is_relu_where_only_its_lower_limit_counts() -> None:
     box = _boxes(torch.float64, 500, positive=False, seed=9)
-    clip, relu = Clip(0.0, None).lines(box), Relu().lines(box)
+    op = Clip(0.0, None)
+    clip, relu = op.lines(box), Relu().lines(box)
+    other = op.lines(box, _shares(op, box, 4))  # alpha moves the lower line alone: no hinge inside turns the upper one
+    torch.testing.assert_close(other.upper_slope, clip.upper_slope)
     for name in ("lower_slope", "upper_slope"):
         torch.testing.assert_close(getattr(clip, name), getattr(relu, name), rtol=1e-9, atol=1e-12)
     assert clip.upper_offset is not None and relu.upper_offset is not None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 from auto_LiRPA.operators.base import LinearBounds, NonlinearOperator, Pulled, Relaxation
 from auto_LiRPA.values import Interval
-from tests.operators.cases import BOX_KINDS, CASES, Case, Dice, in_float64, make_boxes, points
+from auto_LiRPA.values.window import whole
+from tests.operators.cases import BOX_KINDS, CASES, Case, Dice, in_float64, make_boxes, points, random_window
 
 NONLINEAR = sorted(name for name, make in CASES.items() if not make(Dice(0, torch.float64)).op.linear)
 # Rounding allowed, relative to the numbers that were added up.
@@ -303,10 +306,7 @@ def test_unknown_bounds_are_never_taken_for_tight_ones(
         if spoiled[1] is not None:
             upper[pick] = spoiled[1]
         relaxation, image = op.relax(Interval(lower, upper)), op.interval(Interval(lower, upper))
-        coef = dice.normal(2, 3, *_out_shape(case))
-        checks = [relaxation.pull(coef)]
-        if relaxation.alpha is not None:
-            checks.append(relaxation.pull(coef, _random_alpha(dice, relaxation, 2, 3)))
+        checks = [_planes(relaxation, case, None), _planes(relaxation, case, _random_alpha(dice, relaxation, 2, 1))]
         for far in (0.0, 1.0, 100.0):
             floor = -torch.inf if case.least is None else case.least
             x_lo = (box.lower - far).clamp_min(floor) if spoiled[0] is not None else box.lower
@@ -315,10 +315,25 @@ def test_unknown_bounds_are_never_taken_for_tight_ones(
             for xs in points(dice, (reached,), case.kinks, 6):
                 y = op.forward(*xs)
                 assert not ((y < image.lower - 1e-5 * (1 + y.abs())) | (y > image.upper + 1e-5 * (1 + y.abs()))).any()
-                for pulled in checks:
-                    truth = (coef * y.unsqueeze(1)).flatten(2).sum(-1)
-                    claim = (pulled.coefs[0] * xs[0].unsqueeze(1)).flatten(2).sum(-1)
-                    assert pulled.bias is not None
-                    claim = claim + pulled.bias
-                    size = 1 + (coef * y.unsqueeze(1)).flatten(2).abs().sum(-1)
-                    assert not (claim > truth + 1e-5 * size).any()
+                for below, above in checks:
+                    rounding = 1e-5 * (1 + y.abs())
+                    low, high = below(xs[0]), above(xs[0])
+                    assert not ((low > y + rounding) | (high < y - rounding)).any()
+
+
+@pytest.mark.parametrize("name", NONLINEAR)
+def test_a_window_of_the_map_has_the_same_lines(name: str) -> None:
+    """Coefficients that vanish outside a window: the cropped relaxation gives what the whole one gives."""
+    case, op, dice = _case(name, 17, torch.float64)
+    shape = _out_shape(case)
+    relaxation = op.relax(*make_boxes(dice, case, "mixed", batch=2))
+    for _ in range(4):
+        window = random_window(dice, shape[1:])
+        part = relaxation.cropped(window)
+        if part is None:
+            return
+        coef = dice.normal(2, 3, shape[0], *window.size)
+        whole_coef = window.place(coef, whole(shape[1:]))
+        found, wanted = part.pull(coef), relaxation.pull(whole_coef)
+        torch.testing.assert_close(window.place(found.coefs[0], whole(shape[1:])), wanted.coefs[0])
+        torch.testing.assert_close(found.bias, wanted.bias)

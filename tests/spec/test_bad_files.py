@@ -80,6 +80,14 @@ BROKEN = {
         ":10:10: ",
         "the disjunctions multiply out to",
     ),
+    "no formula": (GOOD + "(assert )", ":10:9: ", "expected a formula, found ')'"),
+    "too few operands": (GOOD + "(assert (<= (* Y_0) 1))", ":10:14: ", "'*' has too few operands; give it 2"),
+    "bound overflow": (GOOD + "(assert (<= (* 1e-300 X_0) 1e300))", ": ", "X_0 is beyond the float64 range"),
+    "too many digits": (
+        GOOD + f"(assert (<= (* {' '.join(['0.' + '1' * 990] * 5)} Y_0) 1))",
+        ":10:10: ",
+        "multiply out to more digits than can be kept",
+    ),
     "long number": (GOOD + f"(assert (<= Y_0 0.{'1' * 2000}))", ":10:17: ", "a number of 2002 characters"),
 }  # fmt: skip
 

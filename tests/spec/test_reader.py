@@ -225,3 +225,13 @@ def test_the_strict_one_of_two_equal_bounds_counts_in_either_order() -> None:
         assert box.hi_strict.tolist() == [True, False] and box.lo_strict.tolist() == [False, True]
     case = HEAD + BOX + "(assert (or (and (< X_0 1) (<= Y_0 Y_1)) (>= Y_0 1)))"
     assert [region.box.hi_strict.tolist() for region in read_vnnlib_text(case).regions] == [[True, False], [False] * 2]
+
+
+def test_harmless_headers_are_skipped_and_products_of_groups_understood() -> None:
+    plain = HEAD + BOX + "(assert (<= (* 6 Y_0) (* 0.5 Y_1)))"
+    product = "(assert (<= (* (+ 1 1) (- 4 1) Y_0) (/ (* (- 3 1) (+ Y_1 0) (* 1 1)) (+ 2 2))))"
+    assert read_vnnlib_text("(set-logic QF_LRA)(vnnlib-version <1.0>)" + HEAD + BOX + product) == read_vnnlib_text(
+        plain
+    )
+    constant = HEAD + BOX + "(assert (<= (* 6 Y_0) (* 0.5 Y_1))) (assert (<= (* (+ 1 1) (- 4 1)) 6))"
+    assert read_vnnlib_text(constant) == read_vnnlib_text(plain)

@@ -180,7 +180,7 @@ def effective_slopes(relaxation: Relaxation, node: int, slopes: Slopes | None) -
     spec = relaxation.alpha if slopes is not None and node in slopes else None
     if spec is None or slopes is None:
         return None
-    return torch.clamp(slopes[node], spec.lower, spec.upper)  # type: ignore[arg-type,type-var]
+    return torch.clamp(slopes[node], spec.lower, spec.upper)  # type: ignore[arg-type]
 
 
 def concretize(result: Pass, region: Region) -> Tensor:

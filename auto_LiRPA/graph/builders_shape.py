@@ -55,7 +55,7 @@ def reshaped(view: NodeView, x: Activation, target: tuple[int, ...]) -> Activati
             if length == rule.size and (math.prod(target[:i]), math.prod(target[i + 1 :])) == (before, behind):
                 return view.reshape(x, target[:i] + target[i + 1 :], batch=i)
     leads = target[:1] == (1,)
-    if x.folded or (x.batch == 0 and not rule.fixed and rule.size == 1):
+    if x.folded or (x.batch == 0 and rule.size == 1):
         # the batch is outermost, so samples stay whole whatever the shape
         if leads:
             return view.reshape(x, target[1:], batch=0)

@@ -105,7 +105,7 @@ def bab_settings(config: Config) -> BabSettings:
         decay=beta.lr_decay,
         patience=config.solver.early_stop_patience,
         start_save_best=config.solver.start_save_best,
-        method=branching.method if branching.method in METHODS else "babsr",
+        method=branching.method if branching.method in METHODS else "kfsb",
         reduceop="min" if branching.reduceop == "auto" else branching.reduceop,
         candidates=branching.candidates,
         traversal=config.bab.tree_traversal or "worst_first",

@@ -6,8 +6,6 @@ Exit codes: 0 a verdict was reached (sat, unsat, unknown or timeout), 1 internal
 from __future__ import annotations
 
 import logging
-import sys
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,36 +14,11 @@ from complete_verifier.config import LoadedConfig, check_supported, load_config,
 from complete_verifier.driver.boundary import OK, Boundary
 from complete_verifier.driver.instances import is_list
 from complete_verifier.driver.interrupts import Interrupts
-from complete_verifier.driver.process_clock import process_start
 from complete_verifier.reporting.display import Display, make_display
 
-HELP = """\
-abcrown proves or refutes properties of neural networks.
 
-  abcrown --onnx_path net.onnx --vnnlib_path property.vnnlib --timeout 60
-      one network and one property; the verdict goes to out.txt
-  abcrown --config settings.yaml --save_adv_example
-      the same by a YAML file; a counterexample goes to a file of its own
-  abcrown --config settings.yaml --root_path benchmark --csv_name instances.csv --results_file results.pkl
-      all rows onnx,vnnlib,timeout of benchmark/instances.csv
-
-abcrown --help lists all flags; docs/options.md explains them.
-"""
-
-
-def main(argv: Sequence[str] | None = None, entered: float | None = None) -> int:
-    """Run the command line ``argv`` (None: this process's own) and return the exit code.
-
-    Args:
-        entered: monotonic time at which the process's first line of ours ran. The deadline counts from the start of
-            the process where the command line is its own, else from this call.
-    """
-    now = time.monotonic()
-    started = process_start(now if entered is None else entered) if argv is None else now
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words:
-        print(HELP, end="")
-        return OK
+def main(words: Sequence[str], started: float) -> int:
+    """Run a command line and return the exit code. ``started``: the monotonic time that the deadline counts from."""
     boundary = Boundary(debug="--debug" in words)
     with boundary:
         return _run(words, started)

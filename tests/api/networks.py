@@ -44,25 +44,25 @@ class Residual(nn.Module):
 
 
 class Net(nn.Module):
-    """Layers one after the other, and their graph (built anew when the element type changed)."""
+    """Layers one after the other, and their graph (built anew when they were cast or moved)."""
 
     def __init__(self, input_shape: tuple[int, ...], layers: list[nn.Module], block_mib: float = 16.0) -> None:
         super().__init__()
         self.input_shape = input_shape
         self.layers = nn.Sequential(*layers)
         self._block_mib = block_mib
-        self._built: tuple[torch.dtype, Graph] | None = None
+        self._built: tuple[tuple[object, ...], Graph] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
 
     @property
     def graph(self) -> Graph:
-        dtype = next(self.parameters()).dtype
-        if self._built is None or self._built[0] != dtype:
+        places = tuple((t.dtype, t.device) for t in (*self.parameters(), *self.buffers()))
+        if self._built is None or self._built[0] != places:
             build = Builder(self.input_shape, self._block_mib)
             append(build, self.layers, 0)
-            self._built = (dtype, build.graph())
+            self._built = (places, build.graph())
         return self._built[1]
 
     @property
@@ -98,6 +98,9 @@ def append(build: Builder, layer: nn.Module, at: int) -> int:
         return build.add(Relu(layer.negative_slope), (at,), shape)
     if isinstance(layer, nn.Flatten):
         return build.add(Reshape(shape, (build.nodes[at].size,)), (at,), (build.nodes[at].size,))
+    if isinstance(layer, nn.Unflatten):
+        size = tuple(int(n) for n in layer.unflattened_size)
+        return build.add(Reshape(shape, size), (at,), size)
     if isinstance(layer, Scale):
         factor = layer.get_buffer("factor")
         return build.add(Affine(factor, -layer.get_buffer("shift") * factor), (at,), shape)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import auto_LiRPA
 from auto_LiRPA import BoundDataParallel, BoundedModule, BoundedTensor, DistributedContext, PerturbationLpNorm
 from auto_LiRPA.bound_ops import BoundLinear, BoundRelu
+from auto_LiRPA.bound_request import proven_by
 from auto_LiRPA.errors import ConfigError, SpecError, UserError
 from auto_LiRPA.parallel.settings import ParallelSettings
 from auto_LiRPA.perturbations import Perturbation
@@ -357,3 +358,28 @@ def test_stop_rules_reach_the_optimisation() -> None:
     assert torch.allclose(bounds(stop_criterion_func=auto_LiRPA.utils.stop_criterion_min(-1e9)), crown)
     assert torch.allclose(bounds(max_time=0.0), crown)
     assert float(bounds(stop_criterion_func=lambda bound: False).sum()) > float(crown.sum())
+
+
+def test_stop_rules_ask_for_every_row() -> None:
+    """A rule that answers row by row closes an element only when all its rows are closed; NaN closes nothing."""
+    lower = torch.tensor([[1.0, -1.0], [1.0, 2.0], [math.nan, 2.0]])
+    for rule in (auto_LiRPA.utils.stop_criterion_batch(0), auto_LiRPA.utils.stop_criterion_min(0)):
+        proven = proven_by(rule)
+        assert proven is not None and proven(lower).tolist() == [False, True, False]
+    always, never = proven_by(lambda bound: True), proven_by(None)
+    assert always is not None and always(lower).tolist() == [True] * 3 and never is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_gpu() -> None:
+    """Moved by `device=`, all methods give what the CPU gives; a tensor left behind is an error."""
+    net, x, _ = _small()
+    methods = ("IBP", "CROWN-IBP", "CROWN", "forward", "forward+backward", "CROWN-Optimized")
+    here = {m: BoundedModule(net, x).compute_bounds(x=(_perturbed(x),), method=m) for m in methods}
+    bounded = BoundedModule(net, x, device="cuda")
+    with pytest.raises(SpecError, match="on cpu, the network"):
+        bounded.compute_bounds(x=(_perturbed(x),))
+    for method, expected in here.items():
+        bounds = bounded.compute_bounds(x=(_perturbed(x).to("cuda"),), method=method)
+        for ours, wanted in zip(bounds, expected, strict=True):
+            assert ours.is_cuda and torch.allclose(ours.cpu(), wanted, rtol=1e-6, atol=1e-8), method

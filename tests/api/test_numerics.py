@@ -109,10 +109,15 @@ def _network() -> tuple[Net, Tensor]:
     return Net((4, 8, 8), layers), torch.rand(4, 4, 8, 8)
 
 
-def test_same_bits_under_every_hostile_flag() -> None:
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_same_bits_under_every_hostile_flag(device: str) -> None:
     """Each flag and each pair of flags: bounds equal bit for bit, full precision inside, flags as found outside."""
     net, x = _network()
-    bounded = BoundedModule(net, x)
+    x = x.to(device)
+    bounded = BoundedModule(net.to(device), x)
     ptb = _Spy(eps=0.01)
     clean = {m: bounded.compute_bounds(x=(BoundedTensor(x, ptb),), method=m) for m in ("IBP", "CROWN-IBP", "CROWN")}
     changed = False
@@ -120,7 +125,7 @@ def test_same_bits_under_every_hostile_flag() -> None:
         HOSTILE[first]()
         HOSTILE[second]()
         before = _state()
-        changed = changed or not torch.equal(torch.rand(64, 512, generator=_seeded()) @ _square(), _exact_product())
+        changed = changed or not torch.equal(_product(device), _exact_product(device))
         method = "CROWN" if first == second else "CROWN-IBP"
         bounds = bounded.compute_bounds(x=(BoundedTensor(x, ptb),), method=method)
         place = f"{first}, then {second}"
@@ -133,17 +138,16 @@ def test_same_bits_under_every_hostile_flag() -> None:
         pytest.skip("this processor computes the same with and without the flags: equality shows nothing here")
 
 
-def _seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(1)
+def _product(device: str) -> Tensor:
+    """What the flags make of a plain product, where they let it be computed at all."""
+    generator = torch.Generator().manual_seed(1)
+    left, right = (torch.rand(n, 512, generator=generator).to(device) for n in (64, 512))
+    return left @ right
 
 
-def _square() -> Tensor:
-    return torch.rand(512, 512, generator=torch.Generator().manual_seed(2))
-
-
-def _exact_product() -> Tensor:
+def _exact_product(device: str) -> Tensor:
     with full_precision():
-        return torch.rand(64, 512, generator=_seeded()) @ _square()
+        return _product(device)
 
 
 @pytest.mark.skipif(not HAS_PAIRS, reason="this torch has the old precision flags only")

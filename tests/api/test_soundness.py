@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
 from tests.api.attacks import Around
-from tests.api.networks import KINDS, Net
+from tests.api.networks import KINDS, Net, Residual, Scale
 
 METHODS = ("IBP", "CROWN-IBP", "CROWN", "forward", "forward+backward", "CROWN-Optimized")
 NORMS = ("inf", "box", "2", "1", "3")
@@ -116,3 +116,67 @@ def test_narrower_regions_give_no_looser_intervals() -> None:
             bounded.compute_bounds(x=(BoundedTensor(x, PerturbationLpNorm(eps)),), method="IBP") for eps in (0.2, 0.1)
         )
         assert bool((wide[0] <= narrow[0] + 1e-12).all() & (narrow[1] <= wide[1] + 1e-12).all())
+
+
+def test_a_linear_chain_of_convolutions_in_a_residual_branch() -> None:
+    """Reshape, then a branch of three convolutions without a ReLU: upstream's plain CROWN gave a false proof here."""
+    for seed in range(8):
+        torch.manual_seed(seed)
+        branch = Residual(nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 2, 3, padding=1))
+        front = [nn.Unflatten(1, (1, 3, 4)), nn.Conv2d(1, 2, 3, padding=1), nn.ReLU()]
+        net = Net((12,), [*front, branch, nn.ReLU(), nn.Flatten(), nn.Linear(24, 2)]).double()
+        x = torch.rand(1, 12, dtype=torch.float64)
+        around = Around.ball(x, torch.tensor([0.3], dtype=torch.float64), math.inf)
+        rows = torch.randn(1, 3, 2, dtype=torch.float64)
+        low, high = _real_range(net, around, rows, seed)
+        for intersect in (True, False):
+            bounded = BoundedModule(net, x, bound_opts={"compare_crown_with_ibp": intersect})
+            for method in METHODS:
+                given_x = BoundedTensor(x, PerturbationLpNorm(eps=0.3))
+                _contained(bounded.compute_bounds(x=(given_x,), C=rows, method=method), low, high, f"{method} {seed}")
+
+
+def test_nan_weights_never_look_proved() -> None:
+    """A NaN in a weight ends in NaN bounds, which compare as not proved, never in numbers."""
+    net = KINDS["mlp"](6)
+    bounded = BoundedModule(net, torch.zeros(1, *net.input_shape, dtype=torch.float64))
+    with torch.no_grad():
+        list(net.parameters())[-1].fill_(math.nan)
+    x = BoundedTensor(torch.zeros(1, *net.input_shape, dtype=torch.float64), PerturbationLpNorm(eps=0.1))
+    for method in METHODS:
+        lower, upper = bounded.compute_bounds(x=(x,), method=method)
+        assert not bool((lower > -1e30).any()) and not bool((upper < 1e30).any()), method
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Linear(3, 2)],
+        [nn.Linear(3, 3), nn.Linear(3, 2)],
+        pytest.param([nn.ReLU()], marks=pytest.mark.xfail(reason="one-hot rows take their type from a weight")),
+        [nn.Linear(3, 2), nn.ReLU()],
+        [Scale(0.5, -2.0)],
+    ],
+    ids=["affine", "affine twice", "relu alone", "ends in relu", "scale alone"],
+)
+def test_networks_of_few_layers(layers: list[nn.Module]) -> None:
+    """No hidden layer, no weights, a nonlinear output: every method works and is exact for affine networks."""
+    net = Net((3,), layers).double()
+    x = torch.rand(2, 3, dtype=torch.float64) - 0.5
+    rows = torch.randn(2, 2, net.n_out, dtype=torch.float64)
+    bounded = BoundedModule(net, x)
+    for p in (math.inf, 2.0):
+        around = Around.ball(x, torch.tensor([0.3, 0.6], dtype=torch.float64), p)
+        low, high = _real_range(net, around, rows, 0)
+        for method in METHODS:
+            given_x = BoundedTensor(x, PerturbationLpNorm(eps=torch.tensor([[0.3], [0.6]]).double(), norm=p))
+            bounds = bounded.compute_bounds(x=(given_x,), C=rows, method=method)
+            _contained(bounds, low, high, method)
+            if not any(isinstance(layer, nn.ReLU) for layer in layers) and method != "IBP":
+                assert torch.allclose(bounds[0], low, atol=1e-6) and torch.allclose(bounds[1], high, atol=1e-6), method
+            plain = bounded.compute_bounds(x=(given_x,), method=method)
+            _contained(plain, *_real_range(net, around, _eye(net), 0), method)
+
+
+def _eye(net: Net) -> Tensor:
+    return torch.eye(net.n_out, dtype=torch.float64).expand(2, -1, -1)

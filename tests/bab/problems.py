@@ -110,7 +110,7 @@ def clauses(rows: Sequence[tuple[np.ndarray, np.ndarray]], dtype: torch.dtype, s
     return Clauses(c, rhs, torch.zeros(len(rows), dtype=torch.long), attainable)
 
 
-def make_problem(graph: Graph, box: Box, spec: Clauses, seconds: float = 60.0) -> Problem:
+def make_problem(graph: Graph, box: Box, spec: Clauses, seconds: float = 300.0) -> Problem:
     """A problem on one thread's context, with the clock running."""
     return Problem(graph, box, spec, DistributedContext.single(), BOUNDS, Clock(time.monotonic(), seconds))
 
@@ -135,7 +135,9 @@ def random_case(kind: str, seed: int, neurons: int = 30) -> Case:
     gen = np.random.default_rng([seed, KINDS.index(kind)])
     dtype = torch.float64 if seed % 4 == 0 else torch.float32
     net = network(kind, gen, dtype, neurons)
-    box = box_around(gen, net.graph.input_shape, dtype)
+    # of a wide box around 30 neurons the tree would have thousands of leaves
+    share = min(1.0, 14 / sum(len(bias) for _, bias in net.plain[:-1]))
+    box = box_around(gen, net.graph.input_shape, dtype, (0.2 * share, 1.2 * share))
     low, high = (side.double().flatten().numpy() for side in (box.lower, box.upper))
     holds = gen.uniform() < 0.6
     rows, truth = [], []
@@ -143,11 +145,11 @@ def random_case(kind: str, seed: int, neurons: int = 30) -> Case:
         height = int(gen.integers(1, 4))
         c = gen.normal(size=(height, 3)).astype(np.float32).astype(np.float64)
         rhs = 0.3 * gen.normal(size=height)
-        side = 1 if holds else gen.choice([-1, 1])
-        rhs += worst_violation(net.plain, low, high, c, rhs, net.skip) - side * gen.uniform(0.01, 0.1)
-        rhs = rhs.astype(np.float32).astype(np.float64)
+        margin = float((1 if holds else gen.choice([-1, 1])) * gen.uniform(0.01, 0.1))
+        # raising all thresholds alike lowers the worst violation by as much
+        rhs += worst_violation(net.plain, low, high, c, rhs, net.skip) - margin
         rows.append((c, rhs))
-        truth.append(worst_violation(net.plain, low, high, c, rhs, net.skip))
+        truth.append(margin)
     return Case(make_problem(net.graph, box, clauses(rows, dtype)), net, truth)
 
 

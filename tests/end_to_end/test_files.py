@@ -161,6 +161,9 @@ def test_the_deadline_counts_from_the_start_of_the_process(tmp_path: Path) -> No
     line = command(tmp_path, hopeless(tmp_path), "--timeout", "0.5", "--stats_file", str(tmp_path / "s.json"))
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+    # the process ends when its work does: taking libraries down must not use up what the deadline allows
+    stats = json.loads((tmp_path / "s.json").read_text())
+    assert stats["verdict"] == "timeout" and stats["timeout_s"] == 0.5
     assert (tmp_path / "r.txt").read_text() == "timeout"
     assert "Result: timeout" in done.stdout
 

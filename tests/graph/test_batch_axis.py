@@ -119,6 +119,7 @@ MIXING = {
     "slice of samples": [node("Slice", "x a b a", "s"), node("Concat", "s x", axis=0)],
     "flatten to one row": [node("Flatten", "x", axis=0)],
     "transposed, then flattened": [node("Transpose", "x", "t", perm=[1, 0]), node("Reshape", "t flat")],
+    "transposed, then in one row": [node("Transpose", "x", "t", perm=[1, 0]), node("Reshape", "t row")],
     "rows of all samples summed": [node("Reshape", "x flat", "r"), node("ReduceSum", "r a")],
     "rows of all samples picked": [node("Reshape", "x flat", "r"), node("Slice", "r a b a")],
     "outer sum of samples": [node("Unsqueeze", "x a", "u"), node("Unsqueeze", "x b", "v"), node("Add", "u v")],
@@ -136,6 +137,7 @@ CONSTANTS = {
     "two": ints(2),
     "zero": np.array(0),
     "flat": ints(-1),
+    "row": ints(1, -1),
     "k": weights(2, 1, 1),
 }
 
@@ -154,6 +156,37 @@ def test_mixing_samples_is_refused_where_the_batch_is_free(case: str) -> None:
 def test_the_same_files_for_one_sample_are_that_sample_s_function(case: str) -> None:
     used = {i for n in MIXING[case] for i in n.input}
     agree(model(MIXING[case], [1, 4], {k: v for k, v in CONSTANTS.items() if k in used}), [1, 4])
+
+
+def test_a_constant_of_the_sample_s_length_proves_one_sample() -> None:
+    """[N, 4] -> [-1] is 4 N long; adding 4 numbers fits N = 1 only, so what follows may work along that axis."""
+    nodes = [node("Reshape", "x flat", "r"), node("Add", "r c", "s"), node("ReduceSum", "s a")]
+    proto = model(nodes, ["N", 4], {"flat": ints(-1), "c": weights(4), "a": ints(0)})
+    graph = read(proto)
+    x = torch.randn(3, 4)
+    wanted = np.stack([session(proto).run(None, {"x": x[i : i + 1].numpy()})[0] for i in range(3)])
+    close(evaluate(graph, x), wanted, 1e-5)
+
+
+def test_axes_put_in_front_move_the_batch_axis() -> None:
+    """[N, 3, 4] + [1, 2, 1, 1] stands as [1, N, 3, 4]: the 2 meets the batch, not an axis of the sample."""
+    nodes = [node("Add", "x c")]
+    agree(model(nodes, [1, 3, 4], {"c": weights(1, 2, 1, 1)}), [1, 3, 4])
+    with pytest.raises(ModelError, match="samples would mix"):
+        read(model(nodes, ["N", 3, 4], {"c": weights(1, 2, 1, 1)}))
+
+
+@pytest.mark.parametrize("index", [np.array(2), np.array([3, 0]), np.array([[1, 2], [0, 4]])], ids=str)
+def test_gather_in_front_of_the_batch_axis(index: np.ndarray) -> None:
+    nodes = [node("Transpose", "x", "t", perm=[1, 0, 2]), node("Gather", "t i", "g", axis=0)]
+    front = index.ndim
+    back = [front, *range(front), front + 1]
+    agree(model([*nodes, node("Transpose", "g", perm=back)], ["N", 5, 4], {"i": index}), [1, 5, 4])
+
+
+def test_reduction_in_front_of_the_batch_axis() -> None:
+    nodes = [node("Transpose", "x", "t", perm=[1, 0, 2]), node("ReduceSum", "t a", "s", keepdims=0), node("Relu", "s")]
+    agree(model(nodes, ["N", 5, 4], {"a": ints(0)}), [1, 5, 4])
 
 
 def override(shape: list[int | str], given: tuple[int, ...], nodes: list[onnx.NodeProto] | None = None) -> Graph:

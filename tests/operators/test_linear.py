@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from auto_LiRPA.operators.base import LinearBounds, LinearOperator
-from auto_LiRPA.values.window import whole
+from auto_LiRPA.values.windows import whole
 from tests.operators.cases import BOX_KINDS, CASES, Case, Dice, in_float64, make_boxes, points, random_window
 
 LINEAR = sorted(name for name, make in CASES.items() if make(Dice(0, torch.float64)).op.linear)

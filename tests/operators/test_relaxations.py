@@ -10,12 +10,13 @@ from torch import Tensor
 
 from auto_LiRPA.operators.base import LinearBounds, NonlinearOperator, Pulled, Relaxation
 from auto_LiRPA.values import Interval
-from auto_LiRPA.values.window import whole
+from auto_LiRPA.values.windows import whole
 from tests.operators.cases import BOX_KINDS, CASES, Case, Dice, in_float64, make_boxes, points, random_window
 
 NONLINEAR = sorted(name for name, make in CASES.items() if not make(Dice(0, torch.float64)).op.linear)
 # Rounding allowed, relative to the numbers that were added up.
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-6}
+Planes = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 LEADS = ((1, 4), (3, 4))  # rows shared by the batch, rows of their own
 
 
@@ -285,6 +286,19 @@ def test_a_narrower_box_has_no_looser_interval(name: str) -> None:
         assert (narrow.upper <= wide.upper + 1e-12 * (1 + wide.upper.abs())).all()
 
 
+def _planes(relaxation: Relaxation, shape: tuple[int, ...], alpha: Tensor | None, like: Tensor) -> Planes:
+    """The relaxed node's least and greatest values at a point, neuron by neuron (a sum would be NaN if one is)."""
+    one = torch.ones(2, 1, *shape, dtype=like.dtype)
+
+    def below(x: Tensor) -> Tensor:
+        return relaxation.values(one, (x.unsqueeze(1),), alpha).squeeze(1)
+
+    def above(x: Tensor) -> Tensor:
+        return relaxation.values(-one, (x.unsqueeze(1),), alpha).squeeze(1)
+
+    return below, above
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("spoiled", [(torch.nan, None), (None, torch.nan), (torch.nan, torch.nan), (-torch.inf, None),
                                      (None, torch.inf), (-torch.inf, torch.inf)])  # fmt: skip
@@ -306,7 +320,8 @@ def test_unknown_bounds_are_never_taken_for_tight_ones(
         if spoiled[1] is not None:
             upper[pick] = spoiled[1]
         relaxation, image = op.relax(Interval(lower, upper)), op.interval(Interval(lower, upper))
-        checks = [_planes(relaxation, case, None), _planes(relaxation, case, _random_alpha(dice, relaxation, 2, 1))]
+        alphas = (None, _random_alpha(dice, relaxation, 2, 1))
+        checks = [_planes(relaxation, _out_shape(case), alpha, lower) for alpha in alphas]
         for far in (0.0, 1.0, 100.0):
             floor = -torch.inf if case.least is None else case.least
             x_lo = (box.lower - far).clamp_min(floor) if spoiled[0] is not None else box.lower

@@ -3,8 +3,9 @@
     python benchmarks/attack.py --family mnist_fc --expected sat
     python benchmarks/attack.py --steps 100 --restarts 30 --plain --no-early-stop --family mnist_fc
 
-Columns, in seconds: read (network and property), attack (with confirmation), cpu (of that); restarts begun, gradient steps, worst row of the
-best point. A counterexample for an instance that is known to hold ends the run with exit code 1.
+Columns, in seconds: read (network and property), attack (with confirmation), cpu (of that); then restarts begun,
+gradient steps, worst row of the best point. A counterexample for an instance that is known to hold ends the run with
+exit code 1; a network that cannot be read is named and passed over.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import csv
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from auto_LiRPA.errors import UserError  # noqa: E402
 from auto_LiRPA.graph.ir import Graph  # noqa: E402
 from auto_LiRPA.graph.onnx_reader import read_onnx  # noqa: E402
 from auto_LiRPA.parallel.store import LocalStore  # noqa: E402
@@ -50,11 +53,15 @@ def main() -> int:
     print(f"{'instance':78s} expected  read  attack    cpu  result  restarts steps worst row")
     for row in rows:
         name = f"{row['family']} {Path(row['onnx']).stem} {Path(row['vnnlib']).stem}"
-        graph, prop, read = _read(arguments.folder / row["family"], row, arguments.device)
-        until = time.monotonic() + arguments.seconds
+        folder = arguments.folder / row["family"]
+        try:
+            graph, prop, read = _read(folder, row, arguments.device)
+        except UserError as error:
+            print(f"{name[:78]:78s} {row['expected']:8s} not read: {error}", flush=True)
+            continue
         began, cpu = time.perf_counter(), time.process_time()
-        path = arguments.folder / row["family"] / row["onnx"]
-        result = find_counterexample(graph, prop, path, settings, arguments.device, lambda t=until: t - time.monotonic())
+        deadline = _deadline(arguments.seconds)
+        result = find_counterexample(graph, prop, folder / row["onnx"], settings, arguments.device, deadline)
         attack, cpu = time.perf_counter() - began, time.process_time() - cpu
         hit = result.counterexample is not None
         sat, found, wrong = sat + (row["expected"] == "sat"), found + hit, wrong + (hit and row["expected"] == "unsat")
@@ -72,6 +79,12 @@ def _read(folder: Path, row: dict[str, str], device: str) -> tuple[Graph, Proper
     graph = read_onnx(folder / row["onnx"], LocalStore(), device=device)
     prop = read_vnnlib(folder / row["vnnlib"])
     return graph, prop, time.perf_counter() - began
+
+
+def _deadline(seconds: float) -> Callable[[], float]:
+    """How many of these seconds are left."""
+    until = time.monotonic() + seconds
+    return lambda: until - time.monotonic()
 
 
 def _arguments() -> argparse.Namespace:

@@ -20,6 +20,6 @@ def _find_packages_in_checkout() -> None:
 if __name__ == "__main__":
     _find_packages_in_checkout()
 
-    from complete_verifier.__main__ import main
+    from complete_verifier.__main__ import command
 
-    sys.exit(main())
+    command()

@@ -193,15 +193,19 @@ def concretize(result: Pass, region: Region) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class NeuronList:
-    """Flat neurons of a node, sorted: on the device, and on the host where blocks are chosen without waiting."""
+    """Flat neurons of a node: on the device, and on the host where blocks are chosen without waiting.
+
+    ``dtype``: that of the rows which start there.
+    """
 
     index: Tensor
     host: tuple[int, ...]
+    dtype: torch.dtype
 
     @classmethod
-    def of(cls, index: Tensor) -> NeuronList:
+    def of(cls, index: Tensor, dtype: torch.dtype) -> NeuronList:
         """Copies the indices to the host once (one synchronisation)."""
-        return cls(index, tuple(index.tolist()))
+        return cls(index, tuple(index.tolist()), dtype)
 
     def __len__(self) -> int:
         return len(self.host)
@@ -213,7 +217,7 @@ class NeuronList:
         if missing > 0:
             index = torch.cat([index, index[-1:].expand(missing)])
             host = host + host[-1:] * missing
-        return NeuronList(index, host)
+        return NeuronList(index, host, self.dtype)
 
 
 def neuron_rows(graph: Graph, node_id: int, neurons: NeuronList, both: bool = True) -> Rows:
@@ -235,7 +239,8 @@ def neuron_rows(graph: Graph, node_id: int, neurons: NeuronList, both: bool = Tr
     shape = node.shape if window is None else (node.shape[0], *window.size)
     if window is not None:
         index = _within(index, node.shape, window)
-    one_hot = _some_tensor(graph).new_zeros(2 * height if both else height, math.prod(shape))
+    size = (2 * height if both else height, math.prod(shape))
+    one_hot = torch.zeros(size, dtype=neurons.dtype, device=index.device)
     row = torch.arange(height, device=index.device)
     one_hot[row, index] = 1
     if both:
@@ -255,19 +260,6 @@ def _within(index: Tensor, shape: tuple[int, ...], window: Window) -> Tensor:
 def spec_rows(graph: Graph, c: Tensor) -> Rows:
     """Rows of a specification matrix ``[B or 1, S, n_out]`` (or ``[B or 1, S, *out]``) on the network's output."""
     return Rows(graph.output, c.reshape(*c.shape[:2], *graph.output_shape))
-
-
-def _some_tensor(graph: Graph) -> Tensor:
-    """Any parameter of the graph: its dtype and device are the graph's."""
-    for node in graph.nodes:
-        for value in vars(node.op).values() if hasattr(node.op, "__dict__") else ():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                return value
-            blocks = getattr(value, "blocks", None)
-            if blocks is not None:
-                first: Tensor = next(iter(blocks())).data
-                return first
-    return torch.zeros(())
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

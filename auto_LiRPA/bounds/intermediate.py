@@ -187,7 +187,8 @@ def _tighten(
     index = neighbour_order(graph.nodes[node_id].shape, index)
     batch = cheap.lower.shape[0]
     tiles = cut_rows(graph, node_id, len(index), batch, context, cheap.lower.element_size())
-    start = StartNode(node_id, NeuronList.of(index), tiles, cheap.pick(index) if settings.compare_with_ibp else None)
+    neurons = NeuronList.of(index, cheap.lower.dtype)
+    start = StartNode(node_id, neurons, tiles, cheap.pick(index) if settings.compare_with_ibp else None)
     found = bounder(graph, start, region, relaxations, context)
     return merge(cheap, index, found, settings.compare_with_ibp), start
 
@@ -207,7 +208,8 @@ def bound_neurons(
     """Backward bounds of some neurons of a node, in the node's own shape if ``index`` is all of them."""
     center = region.center()
     tiles = cut_rows(graph, node_id, len(index), center.shape[0], context, center.element_size())
-    found = bound_tiles(graph, StartNode(node_id, NeuronList.of(index), tiles), region, relaxations, context)
+    start = StartNode(node_id, NeuronList.of(index, center.dtype), tiles)
+    found = bound_tiles(graph, start, region, relaxations, context)
     node = graph.nodes[node_id]
     if len(index) != node.size:
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -252,8 +253,9 @@ class NodeView:
     def broadcast(self, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the two together."""
         try:
-            return tuple(torch.broadcast_shapes(a, b))
-        except RuntimeError as error:
+            # numpy's, because torch's pulls in a computer algebra system, half a second of start-up
+            return tuple(np.broadcast_shapes(a, b))
+        except ValueError as error:
             raise ModelError(
                 f"{self.place}: shapes {list(a)} and {list(b)} (per sample) do not fit together"
             ) from error

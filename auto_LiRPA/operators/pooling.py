@@ -330,7 +330,12 @@ class MaxPoolRelaxation(Relaxation):
             mixed, total = self._mix(alpha)
             positive = (coef.clamp_min(0) * w).flatten(2)[:, :, index].unsqueeze(2)
             d_alpha = positive * (entries - (mixed * entries).sum(2, keepdim=True)) / total
-        negative = coef.clamp_max(0) * w
+        if not with_boxes:
+            return RelaxationGradient(d_alpha, (None,))
+        return RelaxationGradient(d_alpha, (self._box_gradient(coef.clamp_max(0) * w, z),))
+
+    def _box_gradient(self, negative: Tensor, z: Tensor) -> Interval:
+        """Derivatives of the upper lines' share of the bounds by the box; ``negative``: weighted ``A-``."""
         at_top = torch.zeros_like(negative)
         for k, view in enumerate(self.windows.views(z)):
             at_top = at_top + torch.where(self.choice.top[..., k].unsqueeze(1), view, 0.0)
@@ -344,7 +349,7 @@ class MaxPoolRelaxation(Relaxation):
             torch.zeros_like(x) if g is None else torch.nan_to_num(g)
             for g, x in zip(grads, (lower, upper), strict=True)
         )
-        return RelaxationGradient(d_alpha, (Interval(d_lower, d_upper),))
+        return Interval(d_lower, d_upper)
 
     def push(self, inputs: tuple[LinearBounds, ...]) -> LinearBounds:
         (x,) = inputs

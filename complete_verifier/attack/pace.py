@@ -38,10 +38,10 @@ class Pace:
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
 
-    def note_evaluation(self, points: int, seconds: float) -> bool:
-        """An evaluation of so many points took so long. Returns whether doing it again costs little."""
-        self._seconds_per_point = seconds / points
-        return seconds <= _STEP_SHARE_OF_TIME * self._deadline()
+    def note_evaluation(self, points: int, seconds: float) -> None:
+        """An evaluation of so many points took so long. The shortest counts: hiccups of the machine only lengthen."""
+        measured = seconds / points
+        self._seconds_per_point = measured if self.unknown else min(measured, self._seconds_per_point)
 
     def note_step(self, points: int, began: float) -> None:
         """A step that began then is over. On a GPU the clock shows launches only: the evaluations' figure stays."""

@@ -22,6 +22,11 @@ from complete_verifier.spec.property import Property
 
 # Values of a network are kept for the way back, and their gradients exist beside them.
 _COPIES_OF_VALUES = 3
+# How long points take is measured on so many at once, unless that would take more than so many seconds. Not at all
+# where a first evaluation takes more than this share of the time left.
+_CALIBRATION_POINTS = 64
+_CALIBRATION_SECONDS = 0.1
+_CALIBRATION_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +107,29 @@ def _evaluate_centres(
 
 
 def _measured(graph: Graph, x: Tensor, pace: Pace) -> Tensor:
-    """Outputs at ``x``, with a note of the time. The first evaluation warms up: if quick it is done again."""
-    first = pace.unknown
+    """Outputs at ``x``; the first time also measures how long points take, alone and a few at once."""
+    calibrate = pace.unknown
+    began = pace.clock()
+    y = _outputs(graph, x)
+    seconds = pace.clock() - began
+    if not calibrate or seconds > _CALIBRATION_SHARE * pace.left():
+        pace.note_evaluation(len(x), seconds)
+        return y
+    # The very first evaluation of a process warms up and says nothing.
+    copies = 1
     for _ in range(2):
         began = pace.clock()
-        with torch.no_grad():
-            y = evaluate(graph, x).flatten(1)
-        again = pace.note_evaluation(len(x), pace.clock() - began)
-        if not (first and again):
-            break
+        _outputs(graph, x[:1].expand(copies, *x.shape[1:]))
+        seconds = max(pace.clock() - began, 1e-9)
+        pace.note_evaluation(copies, seconds)
+        copies = max(1, min(_CALIBRATION_POINTS, int(_CALIBRATION_SECONDS / seconds)))
     return y
+
+
+def _outputs(graph: Graph, x: Tensor) -> Tensor:
+    """``[N, *in] -> [N, O]``."""
+    with torch.no_grad():
+        return evaluate(graph, x).flatten(1)
 
 
 def _search(scene: Scene, seeds: Tensor) -> tuple[int, int]:

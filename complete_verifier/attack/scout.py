@@ -74,7 +74,9 @@ def _look_around(scene: Scene, index: Tensor, pool: int) -> Elite:
     size = (pool, *lower.shape)
     uniform = torch.rand(size, generator=random, dtype=lower.dtype, device=lower.device)
     points = [project(lower + uniform * (upper - lower), lower, upper)]
+    began = scene.pace.clock()
     outputs = [_outputs(scene, points[0])]
+    scene.pace.note_evaluation(pool * len(boxes), scene.pace.clock() - began)
     diversified = points[0][: _DIVERSIFIED_PER_RESTART * scene.settings.restarts]
     for x, y in _diversify(scene, diversified, lower, upper, random):
         points.append(x)

@@ -67,11 +67,11 @@ class Bounder:
         )
 
     def proven(self, domains: Domains, lower: Tensor) -> Tensor:
-        """Which domains ``[D]`` the bounds ``[D]`` close. A NaN closes nothing."""
+        """Which domains ``[D]`` the bounds ``[D]`` close. A NaN or an infinity (sums that overflow) closes nothing."""
         clauses = self.problem.clauses.pick(domains.clause)
         # where every row is strict in the file, a counterexample makes the sum negative: a bound of 0 refutes it too
         all_strict = (clauses.attainable_rhs | ~torch.isfinite(clauses.rhs)).all(1)
-        return (lower > 0) | (all_strict & (lower >= 0))
+        return ((lower > 0) | (all_strict & (lower >= 0))) & torch.isfinite(lower)
 
     def coefficients(self, domains: Domains) -> tuple[Mapping[int, Tensor], Mapping[int, Relaxation]]:
         """Coefficient on each nonlinear node's output ``[D, 1, *shape]`` at the domains' own slopes, for branching."""

@@ -105,7 +105,7 @@ class LeafSolver:
             index = layer.index[sign != 0]
             if len(index) == 0:
                 continue
-            rows = neuron_rows(self.graph, layer.source, NeuronList.of(index), both=False)
+            rows = neuron_rows(self.graph, layer.source, NeuronList.of(index, torch.float64), both=False)
             coef, bias = self._affine(rows, relaxations)
             s = sign[sign != 0].double().unsqueeze(1)
             parts.append((-s * coef).cpu().numpy())

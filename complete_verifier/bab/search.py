@@ -28,6 +28,7 @@ from complete_verifier.problem import Problem
 
 # Shares of the time left that one round may be planned to take: a long round cannot look at the clock everywhere.
 ROUND_SHARE = 0.2
+LONGEST_ROUND_S = 10.0
 METHODS = ("babsr", "kfsb")
 
 OnProgress = Callable[[BabProgress], None]
@@ -43,7 +44,8 @@ class _Run:
     rounds: int = 0
     next_id: int = 0
     undecided_leaves: int = 0
-    seconds_per_domain: float = 0.0
+    last_batch: int = 0  # parents of the round before, and how long it took
+    last_seconds: float = 0.0
     ledger: Ledger = field(default_factory=Ledger)
 
 
@@ -156,7 +158,8 @@ class _Search:
         open_children = children.pick((~proven).nonzero().squeeze(-1))
         if len(open_children):
             store.add(open_children, open_children.lower)
-        self.state.seconds_per_domain = (time.monotonic() - began) / len(children)
+        self.state.last_batch = max(self.state.last_batch // 2, len(parents) * 2 ** (levels - 1))
+        self.state.last_seconds = time.monotonic() - began
         return False
 
     def _roots(self) -> Domains:
@@ -243,9 +246,12 @@ class _Search:
     def _batch(self, open_domains: int) -> int:
         """Parents of the next round: the batch size, cut down so that a round fits the time left."""
         batch = self.settings.batch_size
-        if self.state.seconds_per_domain > 0:
-            planned = ROUND_SHARE * max(self.problem.clock.left(), 0.1)
-            batch = min(batch, max(1, int(planned / self.state.seconds_per_domain / 2)))
+        if self.state.last_seconds > 0:
+            # grown from what the last round showed, by at most double: with few domains a round is all overhead, so
+            # seconds per domain would say far too little
+            planned = min(ROUND_SHARE * max(self.problem.clock.left(), 0.1), LONGEST_ROUND_S)
+            growth = min(max(planned / self.state.last_seconds, 0.25), 2.0)
+            batch = min(batch, max(1, int(self.state.last_batch * growth)))
         return min(batch, open_domains)
 
     def _limit(self, open_domains: int) -> str:

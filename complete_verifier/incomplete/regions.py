@@ -69,7 +69,8 @@ def _join_start(
             pieces.append(piece)
         cheap = _cat(pieces)
     batch, itemsize = box.lower.shape[0], box.lower.element_size()
-    return StartNode(node, NeuronList.of(index), cut_rows(graph, node, len(index), batch, context, itemsize), cheap)
+    tiles = cut_rows(graph, node, len(index), batch, context, itemsize)
+    return StartNode(node, NeuronList.of(index, box.lower.dtype), tiles, cheap)
 
 
 def tightened(graph: Graph, whole: Intermediate, regions: Tensor, boxes: Boxes) -> Intermediate:

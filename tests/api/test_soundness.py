@@ -120,7 +120,7 @@ def test_narrower_regions_give_no_looser_intervals() -> None:
 
 def test_a_linear_chain_of_convolutions_in_a_residual_branch() -> None:
     """Reshape, then a branch of three convolutions without a ReLU: upstream's plain CROWN gave a false proof here."""
-    for seed in range(8):
+    for seed in range(4):
         torch.manual_seed(seed)
         branch = Residual(nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 2, 3, padding=1))
         front = [nn.Unflatten(1, (1, 3, 4)), nn.Conv2d(1, 2, 3, padding=1), nn.ReLU()]
@@ -130,7 +130,8 @@ def test_a_linear_chain_of_convolutions_in_a_residual_branch() -> None:
         rows = torch.randn(1, 3, 2, dtype=torch.float64)
         low, high = _real_range(net, around, rows, seed)
         for intersect in (True, False):
-            bounded = BoundedModule(net, x, bound_opts={"compare_crown_with_ibp": intersect})
+            opts = {"compare_crown_with_ibp": intersect, "optimize_bound_args": {"iteration": 4}}
+            bounded = BoundedModule(net, x, bound_opts=opts)
             for method in METHODS:
                 given_x = BoundedTensor(x, PerturbationLpNorm(eps=0.3))
                 _contained(bounded.compute_bounds(x=(given_x,), C=rows, method=method), low, high, f"{method} {seed}")
@@ -153,7 +154,7 @@ def test_nan_weights_never_look_proved() -> None:
     [
         [nn.Linear(3, 2)],
         [nn.Linear(3, 3), nn.Linear(3, 2)],
-        pytest.param([nn.ReLU()], marks=pytest.mark.xfail(reason="one-hot rows take their type from a weight")),
+        [nn.ReLU()],
         [nn.Linear(3, 2), nn.ReLU()],
         [Scale(0.5, -2.0)],
     ],

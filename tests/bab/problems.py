@@ -14,6 +14,7 @@ from auto_LiRPA.bounds.alpha import alpha_crown
 from auto_LiRPA.bounds.settings import AlphaSettings, BoundSettings
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.graph.run import evaluate
+from auto_LiRPA.operators.activation import Relu
 from auto_LiRPA.operators.conv import Conv
 from auto_LiRPA.operators.shape import Reshape
 from auto_LiRPA.parallel.context import DistributedContext
@@ -49,8 +50,8 @@ def network(kind: str, gen: np.random.Generator, dtype: torch.dtype, neurons: in
     seed = int(gen.integers(2**31))
     if kind == "cnn":
         return _cnn(gen, seed, dtype, neurons)
-    depth = int(gen.integers(2 if kind == "residual" else 1, 4))
-    # a residual block has two ReLU layers, the first layer one
+    # a residual block has two ReLU layers, the first layer one; at least two neurons a layer
+    depth = int(gen.integers(2, min(4, neurons // 4 + 1)) if kind == "residual" else gen.integers(1, 4))
     width = int(gen.integers(2, min(10, neurons // (2 * depth - 1 if kind == "residual" else depth)) + 1))
     layers = dense_layers([int(gen.integers(2, 5)), *([width] * depth), 3], seed, dtype)
     plain = [(layer.weight.double().numpy(), layer.bias.double().numpy()) for layer in layers]
@@ -136,7 +137,7 @@ def random_case(kind: str, seed: int, neurons: int = 30) -> Case:
     dtype = torch.float64 if seed % 4 == 0 else torch.float32
     net = network(kind, gen, dtype, neurons)
     # of a wide box around 30 neurons the tree would have thousands of leaves
-    share = min(1.0, 14 / sum(len(bias) for _, bias in net.plain[:-1]))
+    share = min(1.0, 14 / sum(node.size for node in net.graph.nodes if isinstance(node.op, Relu)))
     box = box_around(gen, net.graph.input_shape, dtype, (0.2 * share, 1.2 * share))
     low, high = (side.double().flatten().numpy() for side in (box.lower, box.upper))
     holds = gen.uniform() < 0.6

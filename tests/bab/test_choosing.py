@@ -83,7 +83,11 @@ def test_lookahead_takes_the_best_of_those_it_tries(reduceop: str) -> None:
         tried = set(sorted(allowed, key=lambda i: -float(main[0, i]))[:3])
         tried |= set(sorted(allowed, key=lambda i: float(backup[0, i]))[:3])
         best = max(tried, key=lambda i: combine(float(margin[0, i]), float(margin[1, i])))
-        chosen = kfsb(scores, 3, 1, reduceop, lambda parent, column, sign: margin[(1 - sign) // 2, column])
+
+        def try_child(parent: Tensor, column: Tensor, sign: int, margin: Tensor = margin) -> Tensor:
+            return margin[(1 - sign) // 2, column]
+
+        chosen = kfsb(scores, 3, 1, reduceop, try_child)
         assert chosen.tolist() == [[best]]
 
 

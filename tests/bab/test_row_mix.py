@@ -52,7 +52,7 @@ def test_gradient_equals_autograd_on_the_simplex(seed: int) -> None:
 @pytest.mark.parametrize("rate", [0.05, 5.0])
 @pytest.mark.parametrize("seed", range(4))
 def test_weights_stay_weights_and_bounds_sound(seed: int, rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After any number of steps, however large: >= 0, sum 1, nothing on padding, no point's best row below the bound."""
+    """After any number of steps, however large: >= 0, sum 1, nothing on padding; and the bounds hold at all points."""
     monkeypatch.setattr("auto_LiRPA.bounds.optimize.LR_MIX", rate)
     gen = torch.Generator().manual_seed(seed)
     batch, rows = 6, (2, 3, 9, 20)[seed]

@@ -135,6 +135,18 @@ def test_the_deadline_ends_the_stage(seed: int = 2) -> None:
     assert torch.equal(found.lower, crown.lower) and not found.slopes
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_says_what_to_lower(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(first_bounds_module, "crown_boxes", full)
+    with pytest.raises(ConfigError, match=r"out of memory on cpu.*parallel\.tile_rows"):
+        run_incomplete(sampled_problem(0).problem, IncompleteSettings())
+
+
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(ConfigError, match="bound_prop_method = magic"):
         IncompleteSettings(method="magic")  # type: ignore[arg-type]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -154,6 +156,17 @@ def test_sigterm_writes_what_is_known(tmp_path: Path, moment: str) -> None:
     assert process.returncode == 0 and err == ""
     assert (tmp_path / "r.txt").read_text() == "unknown"
     assert time.monotonic() - began < 10
+
+
+def test_sigterm_ends_a_list_after_the_row_at_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hopeless(tmp_path)
+    (tmp_path / "instances.csv").write_text("net.onnx,prop.vnnlib,60\n" * 3)
+    (tmp_path / "config.yaml").write_text("general: {csv_name: instances.csv}\n")
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    assert main(list_flags(tmp_path, "--pgd_order", "skip", "--init_iteration", "2")) == 0
+    assert pickle.loads((tmp_path / "r.pkl").read_bytes())["summary"] == {"unknown": [0]}
+    assert "unknown (total 1), index: [0]" in capsys.readouterr().out
 
 
 def test_the_deadline_counts_from_the_start_of_the_process(tmp_path: Path) -> None:

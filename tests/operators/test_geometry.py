@@ -162,6 +162,17 @@ def test_max_pool_dominated_entries_need_no_tightening() -> None:
     assert needed.tolist() == [[[True, True, False]]]
 
 
+def test_max_pool_slopes_give_no_weight_to_padding() -> None:
+    """Padding counted as an entry of value 0 would lift the lower line above a maximum that is negative."""
+    op = MaxPool((3,), (1,), ((1,), (1,)), (1,), False, (1, 4), (1, 4))
+    box = Interval(torch.full((1, 1, 4), -3.0), torch.full((1, 1, 4), -1.0))
+    spec = op.relax(box).alpha
+    assert spec is not None and isinstance(spec.upper, Tensor)
+    assert spec.upper[0, 0].sum(0).tolist() == [2, 3, 3, 2]
+    pulled = op.relax(box).pull(torch.eye(4).reshape(1, 4, 1, 4), spec.upper.expand(1, 4, -1, -1))
+    assert (pulled.coefs[0].flatten(2).sum(-1) - 1).abs().max() < 1e-6
+
+
 def test_conv_blocks_change_no_more_than_rounding() -> None:
     """One block, or blocks that cut groups: the same operator."""
     dice = Dice(5, torch.float64)

@@ -191,6 +191,8 @@ def test_gradient_is_that_of_the_pulled_bound(name: str, kind: str) -> None:
             wanted = torch.autograd.grad(total, variables, retain_graph=True, allow_unused=True)
             found = op.relax(*boxes).gradient(coef, xs, weight, alpha)
             assert (found.alpha is None) == (alpha is None)
+            slopes_only = op.relax(*boxes).gradient(coef, xs, weight, alpha, with_boxes=False).alpha
+            assert slopes_only is None if found.alpha is None else torch.equal(slopes_only, found.alpha)
             for i, box in enumerate(found.boxes):
                 assert box is not None
                 _same(box.lower, wanted[2 * i], variables[2 * i])

@@ -220,10 +220,11 @@ def choose(windows: Windows, box: Interval) -> Choice:
         one = torch.ones_like(valid).expand(lower.shape)
         decided = torch.ones_like(one[..., 0])
         return Choice(one, one, torch.zeros_like(one), decided, lower[..., 0], valid)
-    # finite ranks keep padding (-inf) below every real entry, unbounded ones included
-    ranks = torch.where(valid, lower.clamp_min(torch.finfo(lower.dtype).min), -torch.inf)
+    # finite ranks keep padding (-inf) below every real entry, unbounded ones included; NaN ranks first
+    least = torch.finfo(lower.dtype).min
+    ranks = torch.where(valid, lower.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=least), -torch.inf)
     low = _one_hot(ranks.argmax(-1), windows.count)
-    ranks = torch.where(valid, upper.clamp_min(torch.finfo(lower.dtype).min), -torch.inf)
+    ranks = torch.where(valid, upper.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=least), -torch.inf)
     first, second = ranks.topk(2, dim=-1).indices.unbind(-1)
     top = _one_hot(first, windows.count)
     runner_up = _one_hot(second, windows.count)

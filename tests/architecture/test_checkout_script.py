@@ -16,11 +16,11 @@ MAIN = """
 import sys
 import abcrown
 import events
-def main():
+def command():
     print(abcrown.__file__)
     print(events.__file__)
     print(sys.argv[1:])
-    return 2
+    sys.exit(2)
 """
 
 
@@ -46,7 +46,7 @@ def test_the_packages_come_from_the_checkout(checkout: Path, start: str) -> None
     script = os.path.relpath(checkout / "complete_verifier" / "abcrown.py", folder)
     done = subprocess.run([sys.executable, script, "--config", "x.yaml"], cwd=folder, capture_output=True, text=True)
     assert done.stderr == ""
-    assert done.returncode == 2  # the exit code of main is the process's
+    assert done.returncode == 2  # the exit code of the command is the process's
     assert done.stdout.splitlines() == [
         str(checkout / "abcrown" / "__init__.py"),
         str(checkout / "events.py"),

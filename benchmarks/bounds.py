@@ -85,7 +85,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    result: dict[str, Any] = {k: v for k, v in vars(args).items() if v is not None}
+    result: dict[str, Any] = {k: v for k, v in vars(args).items() if v is not None} | {"eps": eps}
     with torch.no_grad():
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()

@@ -133,7 +133,8 @@ class _Entry:
         """The coefficients on the whole value, and whether they may be overwritten."""
         if self.window is None:
             return self.coef, self.owned
-        return self.window.place(self.coef, whole(node.shape[1:])), True
+        placed = self.window.place(self.coef, whole(node.shape[1:]))
+        return placed, self.owned or placed is not self.coef
 
 
 def _windowed_step(

@@ -26,14 +26,11 @@ class StartNode:
     """A node with neurons that were bounded by backward passes: which ones (flat), in which tiles.
 
     The neurons are sorted, but on a feature map, where neighbours come together (`neighbour_order`).
-
-    ``cheap``: their interval bounds ``[B, u]`` where backward bounds are intersected with those, else None.
     """
 
     node: int
     neurons: NeuronList
     tiles: tuple[Tile, ...]
-    cheap: Interval | None = None
 
     @property
     def index(self) -> Tensor:
@@ -188,7 +185,7 @@ def _tighten(
     batch = cheap.lower.shape[0]
     tiles = cut_rows(graph, node_id, len(index), batch, context, cheap.lower.element_size())
     neurons = NeuronList.of(index, cheap.lower.dtype)
-    start = StartNode(node_id, neurons, tiles, cheap.pick(index) if settings.compare_with_ibp else None)
+    start = StartNode(node_id, neurons, tiles)
     found = bounder(graph, start, region, relaxations, context)
     return merge(cheap, index, found, settings.compare_with_ibp), start
 

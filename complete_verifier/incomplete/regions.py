@@ -36,8 +36,7 @@ def pick(graph: Graph, whole: Intermediate, index: Tensor, context: DistributedC
     for start in whole.starts:
         itemsize = boxes[start.node].lower.element_size()
         tiles = cut_rows(graph, start.node, len(start.index), len(index), context, itemsize)
-        cheap = None if start.cheap is None else Interval(start.cheap.lower[index], start.cheap.upper[index])
-        starts.append(StartNode(start.node, start.neurons, tiles, cheap))
+        starts.append(StartNode(start.node, start.neurons, tiles))
     return Intermediate(boxes, relax_all(graph, boxes), tuple(starts))
 
 
@@ -54,23 +53,10 @@ def join(graph: Graph, parts: Sequence[Intermediate], context: DistributedContex
 def _join_start(
     graph: Graph, node: int, parts: Sequence[Intermediate], box: Interval, context: DistributedContext
 ) -> StartNode:
-    found = [next((s for s in part.starts if s.node == node), None) for part in parts]
-    index = torch.unique(torch.cat([start.index for start in found if start is not None]))
-    cheap = None
-    if all(start is None or start.cheap is not None for start in found):
-        # where a part did not bound a neuron backward, its box is the interval bound itself
-        pieces = []
-        for part, start in zip(parts, found, strict=True):
-            piece = part.boxes[node].pick(index)
-            if start is not None and start.cheap is not None:
-                at = torch.searchsorted(index, start.index)
-                lower = piece.lower.index_copy(1, at, start.cheap.lower)
-                piece = Interval(lower, piece.upper.index_copy(1, at, start.cheap.upper))
-            pieces.append(piece)
-        cheap = _cat(pieces)
+    index = torch.unique(torch.cat([s.index for part in parts for s in part.starts if s.node == node]))
     batch, itemsize = box.lower.shape[0], box.lower.element_size()
     tiles = cut_rows(graph, node, len(index), batch, context, itemsize)
-    return StartNode(node, NeuronList.of(index, box.lower.dtype), tiles, cheap)
+    return StartNode(node, NeuronList.of(index, box.lower.dtype), tiles)
 
 
 def tightened(graph: Graph, whole: Intermediate, regions: Tensor, boxes: Boxes) -> Intermediate:

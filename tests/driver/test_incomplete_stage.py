@@ -208,4 +208,3 @@ def test_join_is_the_inverse_of_pick(seed: int = 3) -> None:
         assert torch.equal(back.boxes[node].lower, box.lower) and torch.equal(back.boxes[node].upper, box.upper)
     for a, b in zip(whole.starts, back.starts, strict=True):
         assert torch.equal(a.index, b.index)
-        assert a.cheap is not None and b.cheap is not None and torch.equal(a.cheap.lower, b.cheap.lower)

@@ -256,7 +256,6 @@ class _Joint:
         Where an interval bound or an earlier box won an intersection, the slopes would lose their gradient: on
         256x6, eps 0.05, that cost a sixth of the gain at rate 0.1 and nearly all of it at 0.5. The best boxes met on
         the way are kept apart and used at the end.
-        the way are kept apart and used at the end.
         """
         boxes = dict(self.base.boxes)
         by_node = {s.node: s for s in self.starts}

@@ -123,6 +123,8 @@ def crown_boxes(
     """
     walk = IntervalWalk(graph, region.interval())
     settled = exact_nodes(graph) if region.is_box else frozenset({0})
+    # over a ball the rows of an affine node are exact, so its stable neurons gain too (as they do in `interval_boxes`)
+    exact_rows = frozenset() if region.is_box else affine_nodes(graph)
     boxes: dict[int, Interval] = {}
     relaxations: dict[int, Relaxation] = {}
     starts: list[StartNode] = []
@@ -139,7 +141,7 @@ def crown_boxes(
                 mask = _undecided(graph, source, node.op.needs_tightening(*cheap)[position], walk)
                 box, start = _tighten(
                     graph, source, cheap[position], mask, region, relaxations, context, settings,
-                    source in settled, bounder or bound_tiles,
+                    source in settled, source in exact_rows, bounder or bound_tiles,
                 )
                 if source in given.reference:
                     box = box.intersect(given.reference[source])
@@ -170,12 +172,13 @@ def _tighten(
     context: DistributedContext,
     settings: BoundSettings,
     settled: bool,
+    every: bool,
     bounder: Bounder,
 ) -> tuple[Interval, StartNode | None]:
-    """Backward bounds where ``mask`` asks for them; elsewhere the interval bounds stay."""
+    """Backward bounds where ``mask`` asks for them, or for ``every`` neuron; elsewhere the interval bounds stay."""
     if settled:
         return cheap, None
-    if settings.sparse_intermediate:
+    if settings.sparse_intermediate and not every:
         index = mask.flatten(1).any(0).nonzero().squeeze(-1)
     else:
         index = torch.arange(graph.nodes[node_id].size, device=mask.device)

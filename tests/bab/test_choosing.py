@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -73,7 +75,12 @@ def test_lookahead_chooses_splittable_neurons(
 @pytest.mark.parametrize("reduceop", REDUCTIONS)
 def test_lookahead_takes_the_best_of_those_it_tries(reduceop: str) -> None:
     """Three best by main and by backup score are tried; the one whose children are best is taken."""
-    combine = {"min": min, "max": max, "mean": lambda a, b: (a + b) / 2}[reduceop]
+    reductions: dict[str, Callable[[float, float], float]] = {
+        "min": min,
+        "max": max,
+        "mean": lambda a, b: (a + b) / 2,
+    }
+    combine = reductions[reduceop]
     for seed in range(30):
         gen = torch.Generator().manual_seed(seed)
         main, backup = torch.rand(1, 12, generator=gen) + 0.1, -torch.rand(1, 12, generator=gen) - 0.1

@@ -72,7 +72,7 @@ def test_the_incomplete_stage_intersects() -> None:
         problem = make_problem(graph, box, replace(spec, rhs=spec.rhs + 2e6))  # proves nothing: all methods run
         ibp = run_incomplete(problem, IncompleteSettings(method="ibp")).lower
         for method in ("crown", "crown-ibp", "alpha-crown", "forward+crown"):
-            ours = run_incomplete(problem, IncompleteSettings(method=method)).lower  # type: ignore[arg-type]
+            ours = run_incomplete(problem, IncompleteSettings(method=method)).lower
             assert bool((ours >= ibp - 1e-9).all()), f"{seed} {method}"
         loose = replace(problem, bounds=BoundSettings(compare_with_ibp=False, alpha=problem.bounds.alpha))
         won += int((run_incomplete(loose, IncompleteSettings(method="crown")).lower < ibp - 1e-6).sum())

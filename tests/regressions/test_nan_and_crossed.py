@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import complete_verifier.incomplete.first_bounds as first_bounds_module
-from auto_LiRPA.bounds.intermediate import Intermediate
+from auto_LiRPA.bounds.intermediate import Intermediate, crown_boxes
 from auto_LiRPA.bounds.optimize import _Best
 from auto_LiRPA.operators.activation import Relu
 from auto_LiRPA.values import Interval
@@ -139,7 +139,7 @@ def test_broken_boxes_end_as_unknown(
     files = HARD.write(tmp_path, -20.0)  # so far away that any sound bound proves it
     flags = ("--pgd_order", "skip", "--bound_prop_method", method, "--init_iteration", "5", "--max_iterations", "3")
     assert run(capsys, tmp_path, files, *flags).word == "unsat"
-    real = first_bounds_module.crown_boxes
+    real = crown_boxes
 
     def broken(graph, region, context, settings):  # type: ignore[no-untyped-def]
         found = real(graph, region, context, settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_clip_clips_where_it_says(name: str, opset: int) -> None:
     """Limits as attributes (to opset 10) and as inputs: values, and bounds by every method, respect both."""
     low, high = CLIPS[name]
     limits = {k: float(v) for k, v in (("min", low), ("max", high)) if v is not None}
-    constants = {"w": np.diag([1.0, -2.0, 8.0]).astype(np.float32)}
+    constants: dict[str, Any] = {"w": np.diag([1.0, -2.0, 8.0]).astype(np.float32)}
     if opset < 11:
         clip = node("Clip", "x", "t", **limits)
     else:
@@ -73,9 +74,10 @@ def test_unknown_activation_options_are_refused(option: object) -> None:
 @pytest.mark.parametrize("rule", SLOPE_RULES)
 def test_known_activation_options_act(rule: str) -> None:
     """Each rule gives the bound that its line gives: one ReLU over [-1, 2] and over [-2, 1], from below."""
-    net = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(2, 2, bias=False))
+    last = torch.nn.Linear(2, 2, bias=False)
     with torch.no_grad():
-        net[1].weight.copy_(torch.eye(2))
+        last.weight.copy_(torch.eye(2))
+    net = torch.nn.Sequential(torch.nn.ReLU(), last)
     low, high = torch.tensor([[-1.0, -2.0]]), torch.tensor([[2.0, 1.0]])
     opts = {"activation_bound_option": rule, "compare_crown_with_ibp": False}
     bounded = BoundedModule(net, torch.zeros(1, 2), bound_opts=opts)

@@ -63,7 +63,6 @@ def test_methods_in_order(kind: str, p: float, count: Callable[[int, int], int])
     assert gained > 10, "alpha-CROWN hardly gains anything here"
 
 
-@pytest.mark.xfail(strict=True, reason="CROWN bounds the neurons that it calls stable over the ball's bounding box")
 def test_intervals_over_a_ball() -> None:
     """IBP <= CROWN over an L2 ball as well."""
     for kind in sorted(KINDS):

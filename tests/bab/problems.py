@@ -25,6 +25,8 @@ from complete_verifier.bab.search import search
 from complete_verifier.bab.settings import BabResult, BabSettings
 from complete_verifier.branching.layout import Layout, make_layout
 from complete_verifier.incomplete.result import IncompleteResult
+from complete_verifier.incomplete.settings import IncompleteSettings
+from complete_verifier.incomplete.stage import run_incomplete
 from complete_verifier.problem import Clauses, Clock, Problem
 from tests.milp import worst_violation
 from tests.nets import Builder, dense_layers, mlp, residual
@@ -100,15 +102,20 @@ class Case:
         return min(self.truth) > 0
 
 
-def clauses(rows: Sequence[tuple[np.ndarray, np.ndarray]], dtype: torch.dtype, strict: Tensor | None = None) -> Clauses:
-    """Clauses over one region from ``(c, rhs)`` pairs of any height, padded as the driver pads them."""
+def clauses(
+    rows: Sequence[tuple[np.ndarray, np.ndarray]],
+    dtype: torch.dtype,
+    strict: Tensor | None = None,
+    region: Sequence[int] | None = None,
+) -> Clauses:
+    """Clauses from ``(c, rhs)`` pairs of any height, padded as the driver pads them; over one region if not said."""
     height = max(len(rhs) for _, rhs in rows)
     c = torch.zeros(len(rows), height, rows[0][0].shape[1], dtype=dtype)
     rhs = torch.full((len(rows), height), torch.inf, dtype=dtype)
     for k, (matrix, limit) in enumerate(rows):
         c[k, : len(limit)], rhs[k, : len(limit)] = torch.from_numpy(matrix).to(dtype), torch.from_numpy(limit).to(dtype)
     attainable = torch.zeros_like(rhs, dtype=torch.bool) if strict is None else strict
-    return Clauses(c, rhs, torch.zeros(len(rows), dtype=torch.long), attainable)
+    return Clauses(c, rhs, torch.tensor(region or [0] * len(rows)), attainable)
 
 
 def make_problem(graph: Graph, box: Box, spec: Clauses, seconds: float = 300.0) -> Problem:
@@ -128,7 +135,7 @@ def box_around(
     return Box(low, high)
 
 
-def random_case(kind: str, seed: int, neurons: int = 30) -> Case:
+def random_case(kind: str, seed: int, neurons: int = 30, regions: int = 1) -> Case:
     """Up to three clauses of up to three rows, each threshold 0.01 to 0.1 away from the exact worst violation.
 
     There the search has to work, and no verdict is near enough to the boundary for rounding to decide it.
@@ -138,11 +145,13 @@ def random_case(kind: str, seed: int, neurons: int = 30) -> Case:
     net = network(kind, gen, dtype, neurons)
     # of a wide box around 30 neurons the tree would have thousands of leaves
     share = min(1.0, 14 / sum(node.size for node in net.graph.nodes if isinstance(node.op, Relu)))
-    box = box_around(gen, net.graph.input_shape, dtype, (0.2 * share, 1.2 * share))
-    low, high = (side.double().flatten().numpy() for side in (box.lower, box.upper))
+    boxes = [box_around(gen, net.graph.input_shape, dtype, (0.2 * share, 1.2 * share)) for _ in range(regions)]
     holds = gen.uniform() < 0.6
     rows, truth = [], []
-    for _ in range(int(gen.integers(1, 4))):
+    count = int(gen.integers(1, 4)) + regions - 1
+    for number in range(count):
+        box = boxes[number % regions]
+        low, high = (side.double().flatten().numpy() for side in (box.lower, box.upper))
         height = int(gen.integers(1, 4))
         c = gen.normal(size=(height, 3)).astype(np.float32).astype(np.float64)
         rhs = 0.3 * gen.normal(size=height)
@@ -151,12 +160,16 @@ def random_case(kind: str, seed: int, neurons: int = 30) -> Case:
         rhs += worst_violation(net.plain, low, high, c, rhs, net.skip) - margin
         rows.append((c, rhs))
         truth.append(margin)
-    return Case(make_problem(net.graph, box, clauses(rows, dtype)), net, truth)
+    whole = Box(torch.cat([b.lower for b in boxes]), torch.cat([b.upper for b in boxes]))
+    spec = clauses(rows, dtype, region=[number % regions for number in range(count)])
+    return Case(make_problem(net.graph, whole, spec), net, truth)
 
 
 def incomplete(problem: Problem) -> IncompleteResult:
-    """What the incomplete stage would hand on for a problem of one region, by the engine alone."""
+    """What the search starts from: for one region by the engine alone, else by the incomplete stage itself."""
     spec = problem.clauses
+    if problem.region.center().shape[0] > 1:
+        return run_incomplete(problem, IncompleteSettings())
     k, r, n = spec.c.shape
     with torch.no_grad():
         found = alpha_crown(

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from complete_verifier.branching.layout import root_columns
 from complete_verifier.branching.lookahead import kfsb
 from complete_verifier.branching.scores import Scores, babsr_scores, choose
 from tests.bab.problems import KINDS, column_values, domains, random_case, sample, set_up
@@ -96,6 +97,27 @@ def test_lookahead_takes_the_best_of_those_it_tries(reduceop: str) -> None:
 
         chosen = kfsb(scores, 3, 1, reduceop, try_child)
         assert chosen.tolist() == [[best]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_neuron_that_is_stable_in_its_own_region_is_not_split(kind: str) -> None:
+    """Columns are neurons that are unstable in some region; a domain may split those of its own region only."""
+    stable = 0
+    for seed in range(5):
+        setup = set_up(random_case(kind, seed, neurons=20, regions=3).problem)
+        if setup.layout.width == 0:
+            continue
+        count = len(setup.problem.clauses.region)
+        sign = torch.zeros(count, setup.layout.width, dtype=torch.int8)
+        batch = domains(setup, torch.arange(count), sign, torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            coefficients, relaxations = setup.bounder.coefficients(batch)
+            scores = babsr_scores(setup.problem.graph, setup.layout, coefficients, relaxations, batch.sign, "min")
+        box = root_columns(setup.layout, setup.root.intermediate)
+        unstable = ((box.lower < 0) & (box.upper > 0))[setup.problem.clauses.region]
+        assert torch.equal(scores.splittable, unstable)
+        stable += int((~unstable).sum())
+    assert stable > 0, "every neuron is unstable in every region: nothing is tested"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -35,6 +35,7 @@ from auto_LiRPA.bounds.optimize import (
 )
 from auto_LiRPA.bounds.settings import AlphaSettings, BoundSettings
 from auto_LiRPA.bounds.sweep import objective_weight, sweep
+from auto_LiRPA.bounds.undecided import undecided_starts
 from auto_LiRPA.errors import OutOfTime
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.base import Relaxation
@@ -163,7 +164,7 @@ class _Joint:
         self.batch = region.center().shape[0]
         self.pinned = {j: r.alpha.index for j, r in base.relaxations.items() if r.alpha is not None}
         # a start node below every optimisable one has nothing to optimise: its bounds stay as they are
-        self.starts = tuple(s for s in base.starts if self._optimisable(s.node))
+        self.starts = tuple(s for s in undecided_starts(graph, base, context) if self._optimisable(s.node))
         self.slopes: dict[tuple[int, int], TileSlopes] = {}
         for start in self.starts:
             for position in context.share(len(start.tiles)):

@@ -43,7 +43,7 @@ class _Precision:
 
     pairs: dict[tuple[str, str], str]
     matmul: str
-    cudnn_tf32: bool | None  # None: this torch has the new interface, where the pairs say it
+    cudnn_tf32: bool
 
     @classmethod
     def read_and_raise(cls) -> _Precision:
@@ -61,20 +61,31 @@ class _Precision:
             put(*pair, "none")
         for pair in _CHILDREN:
             pairs[pair] = get(*pair)
+        tf32 = _old_cudnn_flag()
+        torch.backends.cudnn.allow_tf32 = False  # or libraries that read it (torch's exporter) fail inside
         for pair in (*_PARENTS, *_CHILDREN):
             put(*pair, "ieee")
         # readable only now: where old and new flags disagree, the old one cannot be asked for
         matmul = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
-        return cls(pairs, matmul, None)
+        return cls(pairs, matmul, tf32)
 
     def restore(self) -> None:
         """Put everything back: the old interface first, because it writes to the new one."""
         torch.set_float32_matmul_precision(self.matmul)
-        if self.cudnn_tf32 is not None:
-            torch.backends.cudnn.allow_tf32 = self.cudnn_tf32
+        torch.backends.cudnn.allow_tf32 = self.cudnn_tf32
         for pair, value in self.pairs.items():
             torch._C._set_fp32_precision_setter(*pair, value)
+
+
+def _old_cudnn_flag() -> bool:
+    """The old interface's own flag, which can be read only while the new one says the same. Leaves that changed."""
+    for op in ("conv", "rnn"):
+        torch._C._set_fp32_precision_setter("cuda", op, "tf32")
+    try:
+        return bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:
+        return False
 
 
 def _has_pairs() -> bool:

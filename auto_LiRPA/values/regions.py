@@ -39,6 +39,10 @@ class Region(Protocol):
         """A point where that least value is reached: ``[B, T, *shape]``."""
         ...
 
+    def pick(self, index: Tensor) -> Region:
+        """The regions of some batch elements."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Box:
@@ -66,6 +70,9 @@ class Box:
 
     def minimizer(self, coef: Tensor) -> Tensor:
         return torch.where(coef >= 0, self.lower.unsqueeze(1), self.upper.unsqueeze(1))
+
+    def pick(self, index: Tensor) -> Box:
+        return Box(self.lower[index], self.upper[index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +117,14 @@ class LpBall:
             step = flat.sign() * (flat.abs() / norm) ** (q - 1)
         return (self.x0.flatten(1).unsqueeze(1) - eps * step).reshape(-1, flat.shape[1], *self.x0.shape[1:])
 
+    def pick(self, index: Tensor) -> LpBall:
+        eps = self.eps if self.eps.numel() == 1 else self.eps[index]
+        return LpBall(self.x0[index], eps, self.p)
+
 
 def _rows_dot(coef: Tensor, vector: Tensor) -> Tensor:
     """``[B or 1, T, n] @ [B, n, 1] -> [B, T, 1]`` as one matrix product where the rows are shared by the batch."""
     if coef.shape[0] == 1 and vector.shape[0] > 1:
         return (coef[0] @ vector[:, :, 0].T).T.unsqueeze(-1)
-    return coef @ vector
+    # one vector for all: a single matrix product instead of one per batch element
+    return coef @ vector[0] if vector.shape[0] == 1 else coef @ vector

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PLAIN_FIELDS = ("id", "clause", "depth", "sign", "beta", "lower", "mix")
+from auto_LiRPA.values import Interval
+
+PLAIN_FIELDS = ("id", "clause", "depth", "sign", "value", "lower", "mix", "box_lower", "box_upper")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,17 +21,21 @@ class Domains:
     ``[D, R]``. ``lower`` ``[D]`` is the best lower bound of such a sum so far: above 0 it refutes the clause there.
 
     ``id`` ``[D]`` int64 (unique, in order of creation), ``clause`` ``[D]`` int64, ``depth`` ``[D]`` int64,
-    ``sign`` ``[D, U]`` int8 (+1: z >= 0, -1: z <= 0, 0: not split), ``beta`` ``[D, U]``,
-    ``slopes``: per nonlinear node ``[D, 1, P, u]``.
+    ``sign`` ``[D, U]`` int8 (+1: z >= 0, -1: z <= 0, 0: not split), ``value`` ``[D, U]``: the one variable of each
+    neuron, its alpha while it is not split and its beta once it is. ``box_lower``, ``box_upper`` ``[D, U]``: bounds of
+    the neurons before their own splits where they are tighter than the root's, or ``[D, 0]`` where all domains have the
+    root's. ``slopes``: of nonlinear nodes that are never split, per node ``[D, 1, P, u]``.
     """
 
     id: Tensor
     clause: Tensor
     depth: Tensor
     sign: Tensor
-    beta: Tensor
+    value: Tensor
     lower: Tensor
     mix: Tensor
+    box_lower: Tensor
+    box_upper: Tensor
     slopes: Mapping[int, Tensor]
 
     def __len__(self) -> int:
@@ -52,6 +58,13 @@ class Domains:
     def bytes(self) -> int:
         """Bytes that these domains occupy."""
         return sum(t.numel() * t.element_size() for t in self.tensors())
+
+
+def own_columns(domains: Domains) -> Interval | None:
+    """The neurons' bounds before their splits where the domains have their own, else None."""
+    if domains.box_lower.shape[1] == 0:
+        return None
+    return Interval(domains.box_lower, domains.box_upper)
 
 
 def concatenate(first: Domains, second: Domains) -> Domains:

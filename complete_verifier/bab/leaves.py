@@ -11,8 +11,8 @@ from torch import Tensor
 from auto_LiRPA.bounds.backward import NeuronList, Relaxations, Rows, backward, neuron_rows
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.parallel.store import LocalStore
-from auto_LiRPA.values import Box, Interval
-from complete_verifier.bab.domains import Domains
+from auto_LiRPA.values import Interval
+from complete_verifier.bab.domains import Domains, own_columns
 from complete_verifier.branching.layout import Layout, domain_boxes, domain_relaxations
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.problem import Problem
@@ -53,8 +53,8 @@ class LeafSolver:
 
         clause = domain.clause
         region_index = self.problem.clauses.region[clause]
-        boxes = domain_boxes(self.layout, self.root, region_index, domain.sign)
-        relaxations = domain_relaxations(self.graph, self.root, boxes)
+        boxes = domain_boxes(self.layout, self.root, region_index, domain.sign, own_columns(domain))
+        relaxations = domain_relaxations(self.graph, self.root, boxes, self.layout)
         signs = self._sign_constraints(domain, relaxations)
         c = self.problem.clauses.c[clause].double()
         rows = Rows(self.graph.output, c.reshape(*c.shape[:2], *self.graph.output_shape))
@@ -62,10 +62,10 @@ class LeafSolver:
         rhs = self.problem.clauses.rhs[clause].double().flatten()
         real = torch.isfinite(rhs)
         goal, offset, rhs = goal[real], offset[real], rhs[real]
-        region = self.problem.region
-        assert isinstance(region, Box)
-        lower = region.lower[region_index].double().flatten().cpu().numpy()
-        upper = region.upper[region_index].double().flatten().cpu().numpy()
+        # of a ball its bounding box: what has no counterexample there has none in the ball
+        box = self.problem.region.interval()
+        lower = box.lower[region_index].double().flatten().cpu().numpy()
+        upper = box.upper[region_index].double().flatten().cpu().numpy()
         n = len(lower)
         # least t with goal x + offset - rhs <= t on all rows, over the leaf's polytope
         upper_rows = np.concatenate(

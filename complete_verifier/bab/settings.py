@@ -21,12 +21,28 @@ class BabSettings:
     patience: int = 10
     start_save_best: float = 0.5
     method: str = "kfsb"
-    reduceop: Literal["min", "max", "mean"] = "min"
+    reduceop: Literal["min", "max", "mean", "auto"] = "min"
     candidates: int = 3
+    seed: int = 100
     traversal: Literal["worst_first", "depth_first", "breadth_first"] = "worst_first"
     auto_enlarge: bool = True
+    enlarge_vram_ratio: float = 0.9
     pruning_in_iteration: bool = True
+    pruning_ratio: float = 0.2
+    # every round does the same work on any number of ranks: no early end, no pruning, no sizing of batches
+    synchronous: bool = False
+    half_variables: bool = True  # alphas and betas rest as float16 between rounds (sound: any value in range is)
+    clip: bool = False  # tighten the boxes of each domain by the constraints of its splits
+    clip_top: int = 20  # neurons per layer that are clipped
     record_ledger: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How a batch of domains is cut: at most ``height`` at a time; ``graphs``: as captured CUDA graphs where it can."""
+
+    height: int
+    graphs: bool
 
 
 @dataclass(frozen=True, slots=True)

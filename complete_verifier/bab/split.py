@@ -10,20 +10,30 @@ from torch import Tensor
 from complete_verifier.bab.domains import Domains
 
 
-def split(parents: Domains, columns: Tensor, first_id: int) -> tuple[Domains, Tensor]:
+def split(parents: Domains, columns: Tensor, first_id: int) -> Domains:
     """Split each parent at the neurons ``columns`` ``[D, L]`` (every one a splittable neuron of its parent).
 
-    Returns 2^L blocks of children, each block holding one child of every parent, the "+" half first, and the parents'
-    positions ``[2^L * D]``. New splits start at beta 0; slopes and bounds are inherited.
+    Returns 2^L blocks of children, each block holding one child of every parent in order, the "+" half first. New
+    splits start at beta 0; slopes and bounds are inherited. A column of -1 splits nothing: such a parent comes back
+    2^L times, for the caller to sort out.
     """
     count, levels = columns.shape
     blocks = 2**levels
     parent = torch.arange(count, device=columns.device).repeat(blocks)
     children = parents.pick(parent)
     block = torch.arange(blocks, device=columns.device).repeat_interleave(count)
-    sign = children.sign.clone()
+    sign, value = children.sign, children.value  # picked: nobody else's
     for level in range(levels):
-        bit = (block >> (levels - 1 - level)) & 1
-        sign.scatter_(1, columns[:, level][parent].unsqueeze(1), (1 - 2 * bit).to(sign.dtype).unsqueeze(1))
+        bit = ((block >> (levels - 1 - level)) & 1).to(sign.dtype)
+        sign, value = with_split(sign, value, columns[:, level].repeat(blocks), 1 - 2 * bit)
     ids = torch.arange(first_id, first_id + blocks * count, device=columns.device)
-    return replace(children, id=ids, depth=children.depth + levels, sign=sign), parent
+    return replace(children, id=ids, depth=children.depth + levels, sign=sign, value=value)
+
+
+def with_split(sign: Tensor, value: Tensor, column: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
+    """One more split in each domain, in place: ``column`` ``[D]`` (-1: none) takes ``side`` ``[D]``, with beta 0."""
+    at = column.clamp_min(0).unsqueeze(1)
+    none = (column < 0).unsqueeze(1)
+    new_sign = torch.where(none, sign.gather(1, at), side.unsqueeze(1).to(sign.dtype))
+    new_value = torch.where(none, value.gather(1, at), 0.0)
+    return sign.scatter_(1, at, new_sign), value.scatter_(1, at, new_value.to(value.dtype))

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.activation import ReluRelaxation
-from auto_LiRPA.operators.arithmetic import Add, Sub
-from auto_LiRPA.operators.base import LinearOperator, Relaxation
-from auto_LiRPA.operators.shape import Reshape
+from auto_LiRPA.operators.base import Relaxation
+from complete_verifier.branching.columns import Columns, preactivation_bias
 from complete_verifier.branching.layout import Layout
 
 MAIN_FLOOR = 1e-4  # main scores at or below it say nothing (interface 7.6, kfsb)
@@ -31,21 +30,42 @@ class Scores:
     splittable: Tensor
 
 
-def preactivation_bias(graph: Graph, source: int) -> Tensor | None:
-    """Constant term of the linear layer that feeds a ReLU, flat ``[n]``; branches that meet in an Add are summed."""
-    node = graph.nodes[source]
-    if isinstance(node.op, (Add, Sub)):
-        parts = [preactivation_bias(graph, i) for i in node.inputs]
-        if isinstance(node.op, Sub) and parts[1] is not None:
-            parts[1] = -parts[1]
-        known = [p for p in parts if p is not None]
-        return sum(known[1:], start=known[0]) if known else None
-    if isinstance(node.op, Reshape):
-        return preactivation_bias(graph, node.inputs[0])
-    if not isinstance(node.op, LinearOperator):
-        return None
-    bias = node.op.bias_values()
-    return None if bias is None else bias.expand(node.shape).flatten()
+def flat_scores(
+    columns: Columns, coef: Tensor, lower: Tensor, upper: Tensor, sign: Tensor, reduceop: str
+) -> Scores:
+    """Scores of every splittable neuron from tensors over all layers at once, without waiting for the device.
+
+    With s = u/(u-l), t = -l s, b the bias and A the coefficient on the ReLU's output:
+    ``main = |reduceop(A b (s-1), A b s) + [A]- t|``, ``backup = [A]- t``.
+
+    Args:
+        coef: coefficient on each ReLU's output, ``[D, U]`` (of the row that bounds the domain).
+        lower: pre-activation bounds ``[D, U]``, splits not counted (strides of 0 are fine); so is ``upper``.
+        sign: splits ``[D, U]``, 0 where there is none.
+        reduceop: which of the two children counts in ``main``: min, max or mean; auto is min.
+    """
+    splittable = (lower < 0) & (upper > 0) & (sign == 0)
+    share = torch.where(splittable, upper / (upper - lower), 0.0)
+    rise = coef if columns.leak is None else coef * (1 - columns.leak)
+    down = rise.clamp_max(0) * torch.where(splittable, -lower * share, 0.0)
+    ab = rise * columns.bias
+    # A b s - A b is the least of the two where A b > 0, else A b s is: no second product has to be made
+    match reduceop:
+        case "max":
+            step = ab.clamp_max(0)
+        case "mean":
+            step = ab / 2
+        case _:
+            step = ab.clamp_min(0)
+    return Scores((ab * share - step + down).abs(), down, splittable)
+
+
+def intercept_scores(coef: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Area of the relaxation's triangle under the coefficient, ``(-l u)/(u-l+1e-8) |A|`` ``[D, U]``; larger is better.
+
+    Meaningful where the neuron is unstable only.
+    """
+    return -lower * upper / (upper - lower + 1e-8) * coef.abs()
 
 
 def babsr_scores(

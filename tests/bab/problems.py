@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from auto_LiRPA.bounds.alpha import alpha_crown
+from auto_LiRPA.bounds.domains.ascent import AscentSettings
 from auto_LiRPA.bounds.settings import AlphaSettings, BoundSettings
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.graph.run import evaluate
@@ -19,10 +20,12 @@ from auto_LiRPA.operators.conv import Conv
 from auto_LiRPA.operators.shape import Reshape
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.values import Box
-from complete_verifier.bab.bounding import Bounder
+from complete_verifier.bab.bounding import Bounder, make_bounder
+from complete_verifier.bab.general_bounding import GeneralBounder
 from complete_verifier.bab.domains import Domains
+from complete_verifier.bab.roots import root_domains
 from complete_verifier.bab.search import search
-from complete_verifier.bab.settings import BabResult, BabSettings
+from complete_verifier.bab.settings import BabResult, BabSettings, Tiling
 from complete_verifier.branching.layout import Layout, make_layout
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.incomplete.settings import IncompleteSettings
@@ -201,12 +204,15 @@ class Setup:
     bounder: Bounder
 
 
-def set_up(problem: Problem, iterations: int = 8) -> Setup:
-    """The parts of a search on ``problem``."""
+def set_up(
+    problem: Problem, iterations: int = 8, height: int = 1024, lr_beta: float = 0.2, general: bool = False
+) -> Setup:
+    """The parts of a search on ``problem``; ``general``: with the bounder that takes any network."""
     root = incomplete(problem)
     layout = make_layout(problem.graph, root.intermediate)
-    alpha = AlphaSettings(mode="fixed", iterations=iterations, lr_alpha=0.2, lr_beta=0.2)
-    return Setup(problem, root, layout, Bounder(problem, root, layout, alpha))
+    settings = AscentSettings(iterations=iterations, lr_alpha=0.2, lr_beta=lr_beta)
+    make = GeneralBounder if general else make_bounder
+    return Setup(problem, root, layout, make(problem, root, layout, settings, Tiling(height, False)))
 
 
 def domains(setup: Setup, clause: Tensor, sign: Tensor, gen: torch.Generator) -> Domains:
@@ -215,20 +221,20 @@ def domains(setup: Setup, clause: Tensor, sign: Tensor, gen: torch.Generator) ->
     count = len(clause)
     weight = torch.rand(count, spec.rhs.shape[1], generator=gen, dtype=torch.float64).to(dtype) + 1e-3
     weight = torch.where(torch.isfinite(spec.rhs[clause]), weight, 0.0)
-    slopes = {
-        node: relaxation.alpha.initial[spec.region[clause]].unsqueeze(1).clone()
-        for node, relaxation in setup.root.intermediate.relaxations.items()
-        if relaxation.alpha is not None and len(relaxation.alpha.index)
-    }
+    everything_open = replace(setup.root, proven=torch.zeros_like(setup.root.proven))
+    roots = root_domains(setup.problem, everything_open, setup.layout, dtype)
+    beta = torch.rand(sign.shape, generator=gen, dtype=torch.float64).to(dtype)
     return Domains(
         id=torch.arange(count),
         clause=clause,
         depth=(sign != 0).sum(1),
         sign=sign,
-        beta=torch.rand(sign.shape, generator=gen, dtype=torch.float64).to(dtype) * (sign != 0),
+        value=torch.where(sign != 0, beta, roots.value[clause]),
         lower=torch.full((count,), -torch.inf, dtype=dtype),
         mix=weight / weight.sum(1, keepdim=True),
-        slopes=slopes,
+        box_lower=torch.zeros(count, 0, dtype=dtype),
+        box_upper=torch.zeros(count, 0, dtype=dtype),
+        slopes={},
     )
 
 

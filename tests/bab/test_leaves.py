@@ -65,7 +65,7 @@ def test_all_leaves_together_are_the_network(kind: str) -> None:
             spec = setup.problem.clauses
             moved = replace(spec, rhs=spec.rhs + (exact - margin))
             problem = replace(setup.problem, clauses=moved)
-            here = replace(setup, problem=problem, bounder=replace(setup.bounder, problem=problem))
+            here = replace(setup, problem=problem)
             leaves = all_leaves(here, 0)
             if margin > 0:
                 assert all(leaf.closed for leaf in leaves), f"{kind} {seed}: an open leaf without a counterexample"

@@ -13,7 +13,7 @@ from auto_LiRPA.bounds.settings import AlphaSettings
 from auto_LiRPA.graph.run import evaluate
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.values import Box
-from complete_verifier.bab.search import _first_mix
+from complete_verifier.bab.roots import first_mix
 from tests.bab.problems import BOUNDS, sample
 from tests.nets import dense_layers, mlp
 
@@ -98,7 +98,7 @@ def test_a_search_starts_with_weights(seed: int) -> None:
     gen = torch.Generator().manual_seed(seed)
     real = mixture(5, 10, gen).real
     best = (torch.rand(real.shape, generator=gen) * real).argmax(1)
-    weight = _first_mix(real, best)
+    weight = first_mix(real, best)
     check_weights(weight, real)
     assert torch.equal(weight.argmax(1), best)
     several = real.sum(1) > 1

@@ -12,12 +12,14 @@ from torch import Tensor
 
 import complete_verifier.bab.search as searching
 from auto_LiRPA.errors import ConfigError, ContractError, OutOfTime
-from complete_verifier.bab.bounding import Bounder
+from complete_verifier.bab.relu_bounding import ReluBounder
 from complete_verifier.bab.domains import Domains
 from complete_verifier.bab.ledger import Ledger
 from complete_verifier.bab.search import search
 from complete_verifier.bab.settings import BabSettings
 from complete_verifier.bab.split import split
+from complete_verifier.bab.store import DomainStore
+from complete_verifier.branching.brancher import METHODS
 from complete_verifier.problem import Clock
 from tests.bab.problems import KINDS, Case, decide, incomplete, random_case
 
@@ -29,10 +31,12 @@ def levels(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Levels of each round; every split of every round is checked on the way."""
     seen: list[int] = []
 
-    def checked(parents: Domains, columns: Tensor, first_id: int) -> tuple[Domains, Tensor]:
-        assert bool((columns >= 0).all()), "a parent without a neuron to split"
-        assert bool((parents.sign.gather(1, columns) == 0).all()), "split already"
-        ordered = columns.sort(1).values
+    def checked(parents: Domains, columns: Tensor, first_id: int) -> Domains:
+        some = columns >= 0
+        assert bool((some.all(1) | ~some.any(1)).all()), "a leaf is not split, all others at every level"
+        assert bool((parents.sign.gather(1, columns.clamp_min(0)) == 0)[some].all()), "split already"
+        columns_of_leaves = -1 - torch.arange(columns.shape[1])
+        ordered = torch.where(some, columns, columns_of_leaves).sort(1).values
         assert bool((ordered[:, 1:] != ordered[:, :-1]).all()), "the same neuron twice"
         seen.append(columns.shape[1])
         return split(parents, columns, first_id)
@@ -56,7 +60,7 @@ def _hard_seed(kind: str, holds: bool, neurons: int) -> int:
     raise AssertionError("no such problem")
 
 
-@pytest.mark.parametrize("method", ["babsr", "kfsb"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_round_splits_what_can_be_split(kind: str, method: str, levels: list[int]) -> None:
     """With a large batch to fill, the first rounds split several neurons at once; verdicts stay right."""
@@ -100,16 +104,16 @@ def test_the_deadline_is_not_a_proof() -> None:
 def test_running_out_of_time_within_a_round_keeps_its_domains(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last open domains are in the batch when the time ends: they are still open then."""
     case = hard("mlp", holds=True)
-    bound = Bounder.bound
+    bound = ReluBounder.bound
     rounds = [0]
 
-    def late(self: Bounder, domains: Domains, seconds_left: object = None) -> Domains:
+    def late(self: ReluBounder, domains: Domains, seconds_left: object = None) -> Domains:
         rounds[0] += 1
         if rounds[0] == 3:
             raise OutOfTime("the time limit was reached within a bounding pass")
         return bound(self, domains)
 
-    monkeypatch.setattr(Bounder, "bound", late)
+    monkeypatch.setattr(ReluBounder, "bound", late)
     result = decide(case.problem, replace(FAST, batch_size=10_000, method="babsr", min_batch_ratio=0.0))
     assert (result.closed, result.stopped_by) == (False, "time limit")
     assert result.worst_bound < 0
@@ -126,11 +130,13 @@ def test_a_lost_domain_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ledger refuses a tree in which a child is missing, as a broken split would leave it."""
     case = hard("mlp", holds=True)
 
-    def careless(parents: Domains, columns: Tensor, first_id: int) -> tuple[Domains, Tensor]:
-        children, parent = split(parents, columns, first_id)
-        return children.pick(torch.arange(len(children) - 1)), parent[:-1]
+    def careless(self: DomainStore[Domains], domains: Domains, margin: Tensor) -> None:
+        rest = torch.arange(1, len(domains)) if int(domains.depth[0]) > 0 else torch.arange(len(domains))
+        add(self, domains.pick(rest), margin[rest])
 
-    monkeypatch.setattr(searching, "split", careless)
+    add = DomainStore.add
+
+    monkeypatch.setattr(DomainStore, "add", careless)
     with pytest.raises(ContractError, match="do not cover"):
         decide(case.problem, FAST)
 
@@ -155,5 +161,5 @@ def test_closed_leaves_are_all_in_the_ledger(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_unknown_method_is_refused() -> None:
     case = random_case("mlp", 0)
-    with pytest.raises(ConfigError, match="babsr, kfsb"):
+    with pytest.raises(ConfigError, match="babsr, fsb, kfsb"):
         decide(case.problem, replace(FAST, method="magic"))

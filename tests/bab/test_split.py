@@ -21,9 +21,11 @@ def parents(count: int, width: int, seed: int = 0) -> Domains:
         clause=torch.randint(0, 3, (count,), generator=gen),
         depth=(sign != 0).sum(1),
         sign=sign,
-        beta=torch.rand(count, width, generator=gen) * (sign != 0),
+        value=torch.rand(count, width, generator=gen),
         lower=torch.randn(count, generator=gen),
         mix=torch.rand(count, 2, generator=gen),
+        box_lower=torch.randn(count, width, generator=gen),
+        box_upper=torch.randn(count, width, generator=gen) + 5,
         slopes={4: torch.rand(count, 1, 1, width, generator=gen), 7: torch.rand(count, 1, 2, 3, generator=gen)},
     )
 
@@ -37,7 +39,7 @@ def free_columns(family: Domains, levels: int) -> torch.Tensor:
 def test_children_cover_the_parent_and_nothing_else_changes(levels: int) -> None:
     family = parents(5, 16)
     columns = free_columns(family, levels)
-    children, parent = split(family, columns, 1000)
+    children, parent = split(family, columns, 1000), torch.arange(5).repeat(2**levels)
     assert len(children) == len(parent) == 5 * 2**levels
     assert children.id.tolist() == list(range(1000, 1000 + 5 * 2**levels))
     for number in range(5):
@@ -50,25 +52,36 @@ def test_children_cover_the_parent_and_nothing_else_changes(levels: int) -> None
         old = family.pick(torch.tensor([number]))
         assert (mine.sign[:, others] == old.sign[:, others]).all()
         assert (mine.depth == old.depth + levels).all()
-        for name in ("clause", "beta", "lower", "mix"):
+        for name in ("clause", "lower", "mix", "box_lower", "box_upper"):
             assert (getattr(mine, name) == getattr(old, name)).all(), name
+        assert (mine.value[:, others] == old.value[:, others]).all()
         assert all((mine.slopes[key] == old.slopes[key]).all() for key in old.slopes)
 
 
 def test_new_splits_start_without_a_multiplier() -> None:
-    """A parent's multiplier of an unsplit neuron is 0, and so is the child's: its first bound is the parent's line."""
+    """The parent's variable there was a slope; the child's is a multiplier, and starts at 0."""
     family = parents(4, 12)
     columns = free_columns(family, 2)
-    children, parent = split(family, columns, 0)
-    assert (children.beta.gather(1, columns[parent]) == 0).all()
+    children = split(family, columns, 0)
+    assert (children.value.gather(1, columns.repeat(4, 1)) == 0).all()
+
+
+def test_a_column_of_minus_one_splits_nothing() -> None:
+    family = parents(3, 8)
+    columns = torch.tensor([[-1], [4], [-1]])
+    children = split(family, columns, 0)
+    for number in (0, 2, 3, 5):
+        assert torch.equal(children.sign[number], family.sign[number % 3])
+        assert torch.equal(children.value[number], family.value[number % 3])
+    assert children.sign[1, 4] == 1 and children.sign[4, 4] == -1
 
 
 def test_the_first_block_is_the_plus_side() -> None:
     family = parents(3, 8)
     columns = free_columns(family, 1)
-    children, parent = split(family, columns, 0)
-    assert parent.tolist() == [0, 1, 2, 0, 1, 2]
-    assert children.sign.gather(1, columns[parent]).squeeze(1).tolist() == [1, 1, 1, -1, -1, -1]
+    children = split(family, columns, 0)
+    assert torch.equal(children.lower, family.lower.repeat(2))
+    assert children.sign.gather(1, columns.repeat(2, 1)).squeeze(1).tolist() == [1, 1, 1, -1, -1, -1]
 
 
 def test_parents_are_left_as_they_are() -> None:

@@ -1,0 +1,1 @@
+"""Which neuron is split next."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Stage = Literal["load", "attack", "incomplete", "bab"]
+Stage = Literal["load", "attack", "incomplete", "mip", "bab"]
 
 
 @dataclass(frozen=True, slots=True)

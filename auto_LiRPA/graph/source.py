@@ -70,6 +70,8 @@ class GraphSource:
     @property
     def graph(self) -> Graph:
         """The graph with the parameters of this moment; the same object as long as it is true to them."""
+        if self._result is not None and torch.compiler.is_exporting():
+            return self._result.graph  # part of a module that is being exported: numbers cannot be looked at there
         tensors = self._parameters()
         if self._result is None or self._is_stale(tensors):
             self._result = self._read(tensors)

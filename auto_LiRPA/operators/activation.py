@@ -33,7 +33,7 @@ class Relu(NonlinearOperator):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs
-        return x.clamp_min(0) if self.leak == 0 else torch.nn.functional.leaky_relu(x, self.leak)
+        return torch.relu(x) if self.leak == 0 else torch.nn.functional.leaky_relu(x, self.leak)
 
     def interval(self, *inputs: Interval) -> Interval:
         (x,) = inputs

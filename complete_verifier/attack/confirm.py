@@ -1,4 +1,4 @@
-"""What makes a candidate a counterexample: onnxruntime on the original file, exact arithmetic on what is printed."""
+"""What makes a candidate a counterexample: a run of the original network, exact arithmetic on what is printed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from auto_LiRPA.errors import ModelError
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.graph.run import evaluate
 from complete_verifier.attack.objective import Candidate
-from complete_verifier.attack.onnx_network import OnnxNetwork
+from complete_verifier.attack.onnx_network import opened
+from complete_verifier.attack.original import OriginalNetwork
 from complete_verifier.attack.pace import Deadline
 from complete_verifier.attack.problems import Problems, graph_dtype, on_float32_grid
 from complete_verifier.spec.counterexample import (
@@ -36,18 +37,18 @@ _RANDOM_NEIGHBOURS = 32
 _MAX_JUDGED = 16
 
 
-def confirm(network: str | Path | OnnxNetwork, prop: Property, x: NDArray[np.floating]) -> Counterexample | None:
+def confirm(network: str | Path | OriginalNetwork, prop: Property, x: NDArray[np.floating]) -> Counterexample | None:
     """The counterexample that ``x`` ``[n_in]`` is, as it will be printed; None if it is none.
 
-    onnxruntime runs the original file on x; decimals for x must lie exactly in a box of the property and the outputs
-    violate a clause of it exactly, strictly where the file is strict. Then the printed text is read back and checked
-    from the start, as a stranger would. Raises ModelError where onnxruntime cannot run the file.
+    The original network runs on x (in onnxruntime, where it is a file); decimals for x must lie exactly in a box of the
+    property and the outputs violate a clause of it exactly, strictly where the property is strict. Then the printed
+    text is read back and checked from the start, as a stranger would. Raises ModelError where the network cannot run.
     """
-    network = network if isinstance(network, OnnxNetwork) else OnnxNetwork(network)
+    network = opened(network)
     point = np.asarray(x).reshape(-1).astype(network.dtype)
     outputs = network.run(point)
     if outputs.size != prop.n_outputs:
-        raise ModelError(f"{network.path}: {outputs.size} outputs, but {prop.source} has {prop.n_outputs}")
+        raise ModelError(f"{network.name}: {outputs.size} outputs, but {prop.source} has {prop.n_outputs}")
     decimals = printable_input(prop, point, outputs.tolist())
     if decimals is None:
         return None
@@ -61,7 +62,7 @@ def confirm(network: str | Path | OnnxNetwork, prop: Property, x: NDArray[np.flo
 
 def repair(
     graph: Graph,
-    network: str | Path | OnnxNetwork,
+    network: str | Path | OriginalNetwork,
     prop: Property,
     problems: Problems,
     candidate: Candidate,
@@ -76,7 +77,7 @@ def repair(
         problems: those that the candidate was found in.
         deadline: seconds left.
     """
-    network = network if isinstance(network, OnnxNetwork) else OnnxNetwork(network)
+    network = opened(network)
     problem = problems.select(torch.tensor([candidate.problem], device=problems.box.device))
     start = torch.from_numpy(candidate.x).to(problems.lower).reshape(1, *problems.lower.shape[1:])
     points = _nearby(graph, problem, start)

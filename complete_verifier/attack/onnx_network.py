@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auto_LiRPA.errors import ModelError
+from complete_verifier.attack.original import OriginalNetwork
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -41,6 +42,11 @@ class OnnxNetwork:
         self._output = self._session.get_outputs()[0].name
         self.dtype: np.dtype[np.floating] = _ELEMENT_TYPES[inputs[0].type]
 
+    @property
+    def name(self) -> str:
+        """What messages call it: its path."""
+        return str(self.path)
+
     def run(self, x: NDArray[np.floating]) -> NDArray[np.floating]:
         """Outputs, flattened, for one input in any shape. A file with a larger frozen batch gets copies of it."""
         flat = np.asarray(x).reshape(-1).astype(self.dtype)
@@ -53,6 +59,11 @@ class OnnxNetwork:
             raise ModelError(f"{self.path}: onnxruntime cannot run it: {_one_line(error)}") from error
         outputs: NDArray[np.floating] = np.asarray(y).reshape(-1)
         return outputs[: outputs.size // copies]
+
+
+def opened(network: str | Path | OriginalNetwork) -> OriginalNetwork:
+    """The network itself, or a session of the file that is named."""
+    return OnnxNetwork(network) if isinstance(network, str | Path) else network
 
 
 def _open(path: Path) -> InferenceSession:

@@ -11,7 +11,8 @@ import torch
 from auto_LiRPA.graph.ir import Graph
 from complete_verifier.attack.confirm import confirm, repair
 from complete_verifier.attack.objective import Candidate
-from complete_verifier.attack.onnx_network import OnnxNetwork
+from complete_verifier.attack.onnx_network import opened
+from complete_verifier.attack.original import OriginalNetwork
 from complete_verifier.attack.pace import Deadline
 from complete_verifier.attack.pgd import AttackResult, run_attack
 from complete_verifier.attack.problems import Problems, graph_dtype
@@ -37,23 +38,24 @@ class SearchResult:
 def find_counterexample(
     graph: Graph,
     prop: Property,
-    onnx_path: str | Path,
+    original: str | Path | OriginalNetwork,
     settings: AttackSettings,
     device: torch.device | str,
     deadline: Deadline,
     problems: Problems | None = None,
 ) -> SearchResult:
-    """Attack ``prop`` until a candidate is confirmed on the original file or steps or time are used up.
+    """Attack ``prop`` until a candidate is confirmed by the original network or steps or time are used up.
 
     Args:
-        graph: the network of ``onnx_path``, on ``device``.
+        graph: the network, on ``device``.
+        original: the same network as its owner runs it, or the path of its ONNX file.
         deadline: seconds left.
         problems: parts of the property's boxes to search (`Problems.narrowed`); None: all of them.
     """
     target = problems
     if target is None:
         target = Problems.from_property(prop, graph.input_shape, graph_dtype(graph), device)
-    judge = _Judge(graph, prop, Path(onnx_path), target, deadline)
+    judge = _Judge(graph, prop, original, target, deadline)
     result = run_attack(graph, target, settings, device, deadline, judge.accepts)
     if judge.found is None and result.best is not None and _near_miss(result.best, target, settings):
         judge.accepts(result.best)
@@ -61,25 +63,30 @@ def find_counterexample(
 
 
 class _Judge:
-    """Confirms candidates, with one onnxruntime session that is opened for the first of them."""
+    """Confirms candidates; a file is opened once, for the first of them."""
 
-    def __init__(self, graph: Graph, prop: Property, path: Path, problems: Problems, deadline: Deadline) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        prop: Property,
+        original: str | Path | OriginalNetwork,
+        problems: Problems,
+        deadline: Deadline,
+    ) -> None:
         self.found: Counterexample | None = None
         self._graph = graph
         self._prop = prop
-        self._path = path
+        self._original = original
         self._problems = problems
         self._deadline = deadline
-        self._network: OnnxNetwork | None = None
 
     def accepts(self, candidate: Candidate) -> bool:
         """Whether the candidate, or a point close to it, is a counterexample."""
-        if self._network is None:
-            self._network = OnnxNetwork(self._path)
-        self.found = confirm(self._network, self._prop, candidate.x)
+        self._original = network = opened(self._original)
+        self.found = confirm(network, self._prop, candidate.x)
         if self.found is None:
-            self.found = repair(self._graph, self._network, self._prop, self._problems, candidate, self._deadline)
-            logger.info("a candidate violates the property here but not in onnxruntime; a point close to it %s",
+            self.found = repair(self._graph, network, self._prop, self._problems, candidate, self._deadline)
+            logger.info("a candidate violates the property here but not as its owner runs it; a point close to it %s",
                         "does" if self.found else "does not either")  # fmt: skip
         return self.found is not None
 

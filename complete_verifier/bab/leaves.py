@@ -53,7 +53,9 @@ class LeafSolver:
 
         clause = domain.clause
         region_index = self.problem.clauses.region[clause]
-        boxes = domain_boxes(self.layout, self.root, region_index, domain.sign, own_columns(domain))
+        own = own_columns(domain)
+        own = None if own is None else Interval(own.lower.double(), own.upper.double())
+        boxes = domain_boxes(self.layout, self.root, region_index, domain.sign, own)
         relaxations = domain_relaxations(self.graph, self.root, boxes, self.layout)
         signs = self._sign_constraints(domain, relaxations)
         c = self.problem.clauses.c[clause].double()

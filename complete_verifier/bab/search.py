@@ -15,9 +15,12 @@ from auto_LiRPA.bounds.domains.ascent import AscentSettings
 from auto_LiRPA.errors import ContractError, OutOfTime
 from auto_LiRPA.parallel.numerics import full_precision
 from complete_verifier.bab.bounding import make_bounder, try_children
+from complete_verifier.bab.clip import make_clipper
 from complete_verifier.bab.domains import Domains
+from complete_verifier.bab.keeper import Keeper
 from complete_verifier.bab.leaves import LeafSolver
 from complete_verifier.bab.ledger import Ledger
+from complete_verifier.bab.oom import MemoryGuard
 from complete_verifier.bab.pace import Pace
 from complete_verifier.bab.roots import root_domains
 from complete_verifier.bab.settings import BabProgress, BabResult, BabSettings, Tiling
@@ -33,7 +36,7 @@ from complete_verifier.problem import Problem
 # Domains bounded together: fixed where every rank must make the same tiles (DESIGN 2.5); else as fits caches, or a
 # GPU's width. On a GPU a candidate of look-ahead costs two thirds of a domain's memory and one pass.
 SYNCHRONOUS_TILE = 1024
-GPU_TILE = 8192
+GPU_TILE = 4096
 CPU_TILE_ELEMENTS = 2**17
 # Iterations between two looks at what is proved: looking makes a GPU wait.
 LOOK_EVERY_CUDA = 5
@@ -60,11 +63,13 @@ def search(
     settings: BabSettings,
     on_progress: OnProgress | None = None,
     on_candidate: OnCandidate | None = None,
+    keeper: Keeper | None = None,
 ) -> BabResult:
     """Try to close every clause that the incomplete stage left open.
 
     Args:
         on_candidate: called with an input (``[*input]``) that an LP leaf found to violate its clause.
+        keeper: writes checkpoints, and may have one to go on from (``start`` is what that search began with, then).
 
     Returns:
         ``closed`` only if every leaf of every clause's tree was proved. Any limit leaves it False.
@@ -73,7 +78,7 @@ def search(
         ConfigError: a branching method that is not available.
     """
     with torch.no_grad(), full_precision():
-        return _Search(problem, start, settings, on_progress, on_candidate).run()
+        return _Search(problem, start, settings, on_progress, on_candidate, keeper or Keeper(None, None)).run()
 
 
 class _Search:
@@ -86,7 +91,9 @@ class _Search:
         settings: BabSettings,
         on_progress: OnProgress | None,
         on_candidate: OnCandidate | None,
+        keeper: Keeper,
     ) -> None:
+        self.keeper = keeper
         self.settings, self.on_progress, self.on_candidate = settings, on_progress, on_candidate
         self.device, dtype = start.lower.device, start.lower.dtype
         stored = torch.float16 if settings.half_variables and dtype == torch.float32 else dtype
@@ -95,22 +102,32 @@ class _Search:
         self.layout: Layout = make_layout(self.problem.graph, self.start.intermediate)
         self.tiling = _tiling(self.problem, settings, self.device)
         self.bounder = make_bounder(
-            self.problem, self.start, self.layout, _ascent(settings, self.device), self.tiling
+            self.problem, self.start, self.layout, ascent_settings(settings, self.device), self.tiling
         )
         columns = make_columns(self.problem.graph, self.layout, dtype, self.device)
         self.brancher: Brancher = make_brancher(
             settings.method, columns, candidates=settings.candidates, reduceop=settings.reduceop, seed=settings.seed
         )
+        clip = settings.clip
+        self.clipper = None if clip is None else make_clipper(self.problem, self.start, self.layout, clip)
+        if self.clipper is not None:
+            self.roots = self.clipper.opened(self.roots)
         self.pace = Pace(settings, self.device)
+        self.guard = MemoryGuard(self.pace.ran_out_of_memory)
         self._leaf_solver: LeafSolver | None = None
         self.state = SearchState(time.monotonic())
 
     def run(self) -> BabResult:
         """Rounds until nothing is open or a limit is reached."""
+        with DomainStore(self.roots, self.settings.traversal) as store:
+            return self._run(store)
+
+    def _run(self, store: DomainStore[Domains]) -> BabResult:
         roots = self.roots
         self.state.next_id = len(roots)
-        store = DomainStore(roots, self.settings.traversal)
-        store.add(roots, roots.lower)
+        if not self.keeper.restore(store, roots, self.state):
+            store.add(roots, roots.lower)
+            self.keeper.save(store, self.state)
         reason = ""
         while len(store):
             reason = self._limit(len(store))
@@ -119,15 +136,24 @@ class _Search:
             self.state.rounds += 1
             parents = store.take(self.pace.batch(len(store), self.problem.clock.left()))
             try:
-                confirmed = self._round(parents, store)
+                done = self.guard.run(
+                    parents, lambda batch: self._round(batch, store), lambda batch: store.add(batch, batch.lower)
+                )
             except OutOfTime:
                 store.add(parents, parents.lower)
                 reason = "time limit"
                 break
-            if confirmed:
+            if done is None:  # the parents are back in the store; the next batch is smaller, or there is none
+                reason = self.guard.reason
+                if reason:
+                    break
+                continue
+            if done.value:
                 return self._result(False, "counterexample", store)
+            self.keeper.save_if_due(store, self.state, self.problem.clock.left())
             self._report(store)
         if reason or len(store):
+            self.keeper.save_last(store, self.state, self.problem.clock.left())
             return self._result(False, reason, store)
         if self.state.undecided_leaves:
             return self._result(False, f"{self.state.undecided_leaves} leaves with all neurons split", store)
@@ -143,20 +169,22 @@ class _Search:
         known = self._known(parents)
         ready = known.splittable().any(1)
         levels = self._levels(known)
-        columns = self.brancher.choose(
-            known, levels, lambda parent, column: self._try(parents, parent, column)
-        )
+        columns = self._choose(parents, known, levels)
         children = split(parents, columns, self.state.next_id)
         self.state.next_id += len(children)
+        empty = torch.zeros_like(children.lower, dtype=torch.bool)
+        if self.clipper is not None:
+            children, empty = self.clipper.clip(children, known.coef.repeat(2**levels, 1))
         children = self.bounder.bound(children, self.problem.clock.left)
         # a parent without a neuron to split has no children: it is a leaf, and what stands in their place is dropped
         real = ready.repeat(2**levels)
-        closed = self.bounder.proven(children, children.lower) & real
+        closed = (self.bounder.proven(children, children.lower) | empty) & real
         still_open = real & ~closed
         leaves, visited, left = torch.stack([(~ready).sum(), real.sum(), still_open.sum()]).tolist()
         self.state.visited += visited
         if self.settings.record_ledger:
-            self.state.ledger.close(children.pick(closed.nonzero().squeeze(-1)), "bound")
+            self.state.ledger.close(children.pick((closed & ~empty).nonzero().squeeze(-1)), "bound")
+            self.state.ledger.close(children.pick((closed & empty).nonzero().squeeze(-1)), "empty")
         if left:
             remaining = children if left == len(children) else children.pick(still_open.nonzero().squeeze(-1))
             store.add(remaining, remaining.lower)
@@ -169,8 +197,11 @@ class _Search:
         facts = self.bounder.facts(parents)
         return BranchInput(facts.coef, facts.lower, facts.upper, parents.sign, parents.id, parents.depth)
 
-    def _try(self, parents: Domains, parent: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-        return try_children(self.bounder, parents, parent, column, self.tiling.height)
+    def _choose(self, parents: Domains, known: BranchInput, levels: int) -> Tensor:
+        def tried(parent: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+            return try_children(self.bounder, parents, parent, column, self.tiling.height)
+
+        return self.brancher.choose(known, levels, tried)
 
     def _levels(self, known: BranchInput) -> int:
         """Levels split at once: as many as fill the least batch, but no more than every parent has neurons for."""
@@ -237,7 +268,7 @@ class _Search:
         )
 
 
-def _ascent(settings: BabSettings, device: torch.device) -> AscentSettings:
+def ascent_settings(settings: BabSettings, device: torch.device) -> AscentSettings:
     """How a batch of domains is optimised."""
     prunes = settings.pruning_in_iteration and not settings.synchronous
     return AscentSettings(

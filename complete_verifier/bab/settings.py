@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from complete_verifier.bab.clip import ClipSettings
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BabSettings:
@@ -32,8 +34,7 @@ class BabSettings:
     # every round does the same work on any number of ranks: no early end, no pruning, no sizing of batches
     synchronous: bool = False
     half_variables: bool = True  # alphas and betas rest as float16 between rounds (sound: any value in range is)
-    clip: bool = False  # tighten the boxes of each domain by the constraints of its splits
-    clip_top: int = 20  # neurons per layer that are clipped
+    clip: ClipSettings | None = None  # tighten the boxes of each domain by what its splits say about the input
     record_ledger: bool = False
 
 

@@ -92,7 +92,7 @@ class Bab(Section):
         False, "--domain_parallel", "Share sub-problems out over ranks (older spelling of parallel.domains: shard)."
     )
     checkpoint: OptPositive = option(
-        None, "--checkpoint_seconds", "Seconds between two checkpoints of the search; null writes none."
+        None, "--checkpoint_seconds", "Seconds between two checkpoints of the search; null: 60 with --checkpoint, else none."
     )
     cut: Cut = section(Cut)
     clip_n_verify: ClipNVerify = section(ClipNVerify)

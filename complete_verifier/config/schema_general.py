@@ -61,7 +61,7 @@ class General(Section):
         True, "--no_incomplete", "Try to prove the property by bounds alone before searching."
     )
     csv_name: OptText = option(None, "--csv_name", "List of instances, relative to root_path.")
-    results_file: Text = option("out.txt", "--results_file", "File that receives the verdict.")
+    results_file: Text = option("out.txt", "--results_file", "File that receives the verdict; of a list, the table of results (CSV).")
     root_path: Text = option(
         "", "--root_path", "Folder that paths of a list start from; $CONFIG_PATH stands for the YAML file's folder."
     )
@@ -76,7 +76,7 @@ class General(Section):
     buffer_has_batchdim: Bool = option(
         False, "--buffer_has_batchdim", "Take the first axis of stored constants as the batch."
     )
-    save_output: Bool = option(False, "--save_output", "Write a pickle with facts of the run, for regression tests.")
+    save_output: Bool = option(False, "--save_output", "Write the results of a list as a pickle as well.")
     output_file: Text = option("out.pkl", "--output_file", "Where that pickle goes.")
     return_optimized_model: Bool = option(
         False, "--return_optimized_model", "Stop after the incomplete stage and hand the bounded model to the caller."

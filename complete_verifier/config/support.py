@@ -71,6 +71,8 @@ def _concerned(setting: _Setting, support: Support) -> bool:
     default = setting.value == setting.option.default
     if default and not (support.even_default and setting.given):
         return False
+    if setting.value in support.acting:
+        return False
     if _is_hook(setting.value):
         return not support.hooks
     if support.status is Status.ACTS:

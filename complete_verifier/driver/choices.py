@@ -7,9 +7,10 @@ import torch
 from auto_LiRPA.bounds.settings import AlphaSettings, BoundSettings
 from auto_LiRPA.errors import ConfigError
 from complete_verifier.attack.settings import AttackSettings
-from complete_verifier.bab.search import METHODS
+from complete_verifier.bab.clip import ClipSettings
 from complete_verifier.bab.settings import BabSettings
-from complete_verifier.config import Config, LoadedConfig
+from complete_verifier.branching.brancher import METHODS
+from complete_verifier.config import Config, LoadedConfig, literal_dict
 from complete_verifier.incomplete.settings import IncompleteSettings, Method
 
 NO_GPU = "general.device is not set and there is no CUDA device: the CPU computes"
@@ -32,6 +33,11 @@ def choose_device(loaded: LoadedConfig) -> tuple[torch.device, str | None]:
 
 def bound_settings(config: Config) -> BoundSettings:
     """For every bounding pass, and for alpha-CROWN of the incomplete stage."""
+    settings = _bound_settings(config)
+    return settings if config.model.bound_opts is None else _with_bound_opts(settings, config.model.bound_opts)
+
+
+def _bound_settings(config: Config) -> BoundSettings:
     alpha = config.solver.alpha_crown
     return BoundSettings(
         compare_with_ibp=config.solver.crown.compare_crown_with_ibp,
@@ -44,10 +50,24 @@ def bound_settings(config: Config) -> BoundSettings:
             decay=alpha.lr_decay,
             patience=config.solver.early_stop_patience,
             start_save_best=config.solver.start_save_best,
+            reduction=config.general.loss_reduction_func,
             share_alphas=alpha.share_alphas,
             disabled=alpha.disable_optimization,
         ),
     )
+
+
+def _with_bound_opts(settings: BoundSettings, text: str) -> BoundSettings:
+    """The settings with `model.bound_opts` on top."""
+    from auto_LiRPA.bound_options import BoundOptions
+
+    options = BoundOptions(bounds=settings).updated(literal_dict(text))
+    if options != BoundOptions(bounds=options.bounds):
+        raise ConfigError(
+            "model.bound_opts: the rule for initial slopes, crown_batch_size and stop rules act from Python only;"
+            " leave them out"
+        )
+    return options.bounds
 
 
 def incomplete_settings(config: Config, timeout_s: float) -> IncompleteSettings:
@@ -99,7 +119,8 @@ def bab_settings(config: Config) -> BabSettings:
         min_batch_ratio=config.solver.min_batch_size_ratio,
         max_iterations=config.bab.max_iterations,
         max_domains=config.bab.max_domains,
-        iterations=max(1, beta.iteration),
+        # without alpha and beta one pass is all there is
+        iterations=1 if config.bab.vanilla_crown else max(1, beta.iteration),
         lr_alpha=beta.lr_alpha,
         lr_beta=beta.lr_beta,
         decay=beta.lr_decay,
@@ -108,7 +129,24 @@ def bab_settings(config: Config) -> BabSettings:
         method=branching.method if branching.method in METHODS else "kfsb",
         reduceop="min" if branching.reduceop == "auto" else branching.reduceop,
         candidates=branching.candidates,
+        seed=config.general.seed,
         traversal=config.bab.tree_traversal or "worst_first",
         auto_enlarge=config.solver.auto_enlarge_batch_size,
         pruning_in_iteration=config.bab.pruning_in_iteration,
+        pruning_ratio=config.bab.pruning_in_iteration_ratio,
+        synchronous=config.bab.force_synchronous,
+        half_variables=config.solver.alpha_crown.alpha_dtype == "float16",
+        clip=_clip_settings(config),
+    )
+
+
+def _clip_settings(config: Config) -> ClipSettings | None:
+    """For tightening the boxes of sub-problems by their splits; None where it is off."""
+    clip = config.bab.clip_n_verify
+    if not clip.clip_interm_domain.enabled or clip.clip_interm_domain.topk_objective == 0:
+        return None
+    return ClipSettings(
+        top=clip.clip_interm_domain.topk_objective,
+        with_input=clip.clip_interm_domain.with_input,
+        by_distance=clip.rearrange_constraints,
     )

@@ -12,8 +12,11 @@ from contextlib import contextmanager
 
 from complete_verifier.config import LoadedConfig, check_supported, load_config, render_config, to_yaml
 from complete_verifier.driver.boundary import OK, Boundary
-from complete_verifier.driver.instances import is_list
+from complete_verifier.driver.checks import check_asked, save_minimal_config
+from complete_verifier.driver.instances import is_dataset, is_list
 from complete_verifier.driver.interrupts import Interrupts
+from complete_verifier.driver.keeping import refuse_checkpoints
+from complete_verifier.driver.sweep_options import COMMAND, read_sweep
 from complete_verifier.reporting.display import Display, make_display
 
 
@@ -26,18 +29,37 @@ def main(words: Sequence[str], started: float) -> int:
 
 
 def _run(words: Sequence[str], started: float) -> int:
-    loaded = load_config(words)
+    sweep = read_sweep(words[1:]) if words and words[0] == COMMAND else None
+    loaded = load_config(words) if sweep is None else sweep.loaded
     if loaded.options.print_config:
         print(render_config(loaded), end="")
         return OK
     warned = check_supported(loaded)
+    check_asked(loaded)
+    save_minimal_config(loaded)
     interrupts = Interrupts()
     with interrupts.installed(), make_display(loaded.options.quiet) as display, _logs_to(display, loaded.options.debug):
         _introduce(loaded, warned, display)
+        if sweep is not None or is_list(loaded.config) or is_dataset(loaded.config):
+            refuse_checkpoints(loaded)
+        if sweep is not None:
+            from complete_verifier.driver.sweeps import run_sweep
+
+            return run_sweep(sweep, display, interrupts)
+        if loaded.config.general.prepare_only:
+            from complete_verifier.driver.preparing import prepare_only
+
+            return prepare_only(loaded, display)
+        if is_dataset(loaded.config):
+            from complete_verifier.driver.examples import run_examples
+
+            return run_examples(loaded, display, interrupts)
         if is_list(loaded.config):
             from complete_verifier.driver.listed import run_list
 
             return run_list(loaded, display, interrupts)
+        if loaded.config.general.save_output:
+            display.line("warning: general.save_output: acts for lists; --stats_file has the facts of one instance")
         from complete_verifier.driver.single import run_single
 
         run_single(loaded, display, interrupts, started)

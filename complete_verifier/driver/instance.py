@@ -1,15 +1,15 @@
 """One instance from its files to its verdict: attack, bounds, branch and bound, each timed.
 
-Only two things make a verdict: `unsat` needs every clause of every region proved, `sat` a counterexample that
-onnxruntime confirms on the original file. Whatever else happens (limits, the deadline, SIGTERM, numbers that overflow)
-ends as `unknown` or `timeout`.
+Only two things make a verdict: `unsat` needs every clause of every region proved, `sat` a counterexample that the
+original network confirms (onnxruntime on the file, a torch module by itself). Whatever else happens (limits, the
+deadline, SIGTERM, numbers that overflow) ends as `unknown` or `timeout`.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -24,17 +24,22 @@ from complete_verifier.attack.confirm import confirm
 from complete_verifier.attack.problems import Problems
 from complete_verifier.attack.search import find_counterexample
 from complete_verifier.bab.search import search
-from complete_verifier.bab.settings import BabProgress
+from complete_verifier.bab.settings import BabProgress, BabResult
 from complete_verifier.config import Config
 from complete_verifier.driver.choices import attack_settings, bab_settings, bound_settings, incomplete_settings
+from complete_verifier.driver.input_splits import notes, resolved, search_input, splits_inputs
 from complete_verifier.driver.instances import Instance
 from complete_verifier.driver.interrupts import DeadlinePassed, Interrupts, Terminated
-from complete_verifier.driver.questions import Question, read_question
+from complete_verifier.driver.keeping import Keeping
+from complete_verifier.driver.mixed_integer import refined, solve_exactly
+from complete_verifier.driver.questions import FileReader, Question, Reader, may_violate
 from complete_verifier.driver.usage import placement, rank_use, resident_mib, start_measuring
-from complete_verifier.events import AttackEnded, Listener, ProblemLoaded, SearchProgressed, Stage, StageStarted
+from complete_verifier.driver.user_code import DEFAULTS, UserCode
+from complete_verifier.events import AttackEnded, Listener, Note, ProblemLoaded, SearchProgressed, Stage, StageStarted
 from complete_verifier.incomplete.regions import trusted
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.incomplete.stage import explained_out_of_memory, run_incomplete
+from complete_verifier.input_bab.settings import InputBabProgress, InputBabResult
 from complete_verifier.outcome import Outcome, Verdict
 from complete_verifier.problem import Clock
 from complete_verifier.reporting.report import InstanceReport, SearchUse
@@ -42,7 +47,15 @@ from complete_verifier.spec.counterexample import Counterexample, format_counter
 
 # An attack ends after this share of the time left, so that a proof has a chance where there is no counterexample.
 ATTACK_SHARE = 0.4
+# With more clauses than this, an attack on all of them is short: what bounds leave open is attacked at length then.
+MANY_CLAUSES, FIRST_ATTACK_SHARE = 200, 0.04
 BAB_TIME_LIMIT = "time limit"  # the search's word for the deadline
+
+OnBounds = Callable[[Question, IncompleteResult], None]
+
+
+def _ignore_bounds(question: Question, result: IncompleteResult) -> None:
+    """The listener to bounds that nobody needs to pass by hand."""
 
 
 def run_instance(
@@ -52,13 +65,22 @@ def run_instance(
     clock: Clock,
     listener: Listener,
     interrupts: Interrupts,
+    read: Reader | None = None,
+    on_bounds: OnBounds = _ignore_bounds,
+    keeping: Keeping | None = None,
 ) -> InstanceReport:
     """Decide one instance before the clock's deadline.
+
+    Args:
+        read: where the question comes from; None: the instance's files. Otherwise these are names for the report.
+        on_bounds: told the question and what the incomplete stage knows of it, as soon as it does.
+        keeping: where checkpoints go, and the one to go on from: attack and bounds are skipped then.
 
     Raises:
         UserError: bad input, before any long work.
     """
-    run = _Run(config, instance, replace(context, seconds_left=clock.left), clock, listener)
+    read = read or FileReader(instance.network, instance.specification, instance.config_dir)
+    run = _Run(config, instance, replace(context, seconds_left=clock.left), clock, listener, read, on_bounds, keeping)
     try:
         with interrupts.exposed(clock.left()), full_precision(), _deterministic(config.general.deterministic):
             run.outcome = run.decide()
@@ -79,23 +101,35 @@ class _Run:
     context: DistributedContext
     clock: Clock
     listener: Listener
+    read: Reader
+    on_bounds: OnBounds
+    keeping: Keeping | None
     phases: dict[str, float] = field(
         default_factory=lambda: {"load": 0.0, "attack": 0.0, "incomplete": 0.0, "bab": 0.0}
     )
     question: Question | None = None
     resident: float | None = None
     row_bounds: tuple[float, ...] = ()
-    progress: BabProgress | None = None
+    progress: BabProgress | InputBabProgress | None = None
     bab_seconds: float = 0.0
     counterexample: Counterexample | None = None
+    text: str | None = None  # what the user's own saver wrote of it
     status: str = "unknown"
     outcome: Outcome | None = None
 
     def decide(self) -> Outcome:
         """All stages in order, until one settles it."""
         question = self._load()
+        self.config = resolved(self.config, question.prop.n_inputs)
+        saved = None if self.keeping is None else self.keeping.start(question.problem)
+        if saved is not None:
+            self._note_bounds(question, saved)
+            self.on_bounds(question, saved)
+            return self._search(question, saved)
         order = self.config.attack.pgd_order
-        if order == "before" and self._attack(question, None):
+        if self._example_violates(question):
+            return self._violated("unsafe-pgd")
+        if order == "before" and self._attack(question, None, FIRST_ATTACK_SHARE if self._many else ATTACK_SHARE):
             return self._violated("unsafe-pgd")
         result = self._incomplete(question)
         if self.counterexample is not None:
@@ -107,6 +141,19 @@ class _Run:
             return self._violated("unsafe-pgd")
         if self.config.general.complete_verifier == "skip":
             return Outcome(verdict=Verdict.UNKNOWN, stopped_by="no complete verifier (general.complete_verifier: skip)")
+        match self.config.general.complete_verifier:
+            case text if text.lstrip().startswith("Customized"):
+                return self._users_verdict(question)
+            case "mip":
+                exact = self._mip(question, result)
+                if exact is not None:
+                    return exact
+            case "bab-refine":
+                with self._phase("mip"), explained_out_of_memory(question.problem):
+                    result = refined(question, result, self.config, self.listener)
+                if bool(result.proven.all()):
+                    self.status = "safe-incomplete-refine"
+                    return Outcome(verdict=Verdict.HOLDS, stopped_by="bounds over refined neurons prove every clause")
         return self._search(question, result)
 
     def report(self, outcome: Outcome) -> InstanceReport:
@@ -114,13 +161,14 @@ class _Run:
         text = None
         if outcome.verdict is Verdict.VIOLATED:
             assert self.counterexample is not None
-            text = format_counterexample(self.counterexample.x, [float(y) for y in self.counterexample.y])
+            own = format_counterexample(self.counterexample.x, [float(y) for y in self.counterexample.y])
+            text = self.text or own
         return InstanceReport(
             index=self.instance.index,
             network=str(self.instance.network),
             specification=str(self.instance.specification),
             verdict=outcome.verdict,
-            status=self.status if outcome.verdict in (Verdict.HOLDS, Verdict.VIOLATED) else "unknown",
+            status=self._status_of(outcome),
             stopped_by=outcome.stopped_by,
             wall_s=self.clock.elapsed(),
             timeout_s=self.clock.timeout_s,
@@ -137,15 +185,15 @@ class _Run:
         with self._phase("load"):
             _seed(self.config.general.seed)
             start_measuring(self.context.device)
-            instance, bounds = self.instance, bound_settings(self.config)
-            question = read_question(
-                instance.network, instance.specification, self.config, self.context, bounds, self.clock
-            )
+            question = self.read(self.config, self.context, bound_settings(self.config), self.clock)
+            self.config, question, tuned = self._user(question).tuned(self.config)
+            if tuned:
+                self.listener(Note(f"general.adhoc_tuning sets {', '.join(tuned)} for this instance"))
             self.question, self.resident = question, resident_mib(self.context.device)
         graph, prop = question.problem.graph, question.prop
         self.listener(
             ProblemLoaded(
-                network=str(instance.network),
+                network=str(self.instance.network),
                 nodes=len(graph.nodes),
                 inputs=prop.n_inputs,
                 outputs=prop.n_outputs,
@@ -155,14 +203,47 @@ class _Run:
         )
         return question
 
-    def _attack(self, question: Question, open_clauses: Tensor | None) -> bool:
-        """Look for a counterexample to the clauses that are open (None: to all); True if one is confirmed."""
+    def _user(self, question: Question) -> UserCode:
+        return UserCode.of(question, self.config, self.instance.config_dir)
+
+    def _example_violates(self, question: Question) -> bool:
+        """Whether the example that a region was made around is a counterexample itself: it is misclassified."""
+        if question.example is None or not may_violate(question, question.example):
+            return False
+        self.counterexample = confirm(question.network, question.prop, question.example)
+        if self.counterexample is not None:
+            self.listener(Note("the example itself violates the property: the network misclassifies it"))
+        return self.counterexample is not None
+
+    def _users_attack(self, question: Question) -> bool:
+        """The user's own attack in place of ours."""
+        began = time.monotonic()
+        with self._phase("attack"):
+            self.counterexample = self._user(question).attacked(self.config)
+        confirmed = self.counterexample is not None
+        self.listener(AttackEnded(confirmed, 0, 0, time.monotonic() - began))
+        return confirmed
+
+    @property
+    def _many(self) -> bool:
+        """Whether there are so many clauses that most should be proved before they are attacked."""
+        return self.question is not None and len(self.question.problem.clauses.region) > MANY_CLAUSES
+
+    def _attack(self, question: Question, open_clauses: Tensor | None, share: float = ATTACK_SHARE) -> bool:
+        """Look for a counterexample to the clauses that are open (None: to all); True if one is confirmed.
+
+        ``share``: of the time left, that it may take.
+        """
         problem = question.problem
-        limit = self.clock.left() * (1 - ATTACK_SHARE)
+        if self.config.attack.attack_func != DEFAULTS["attack.attack_func"]:
+            return self._users_attack(question)
+        if not problem.region.is_box:
+            return False  # the attack projects onto boxes only
+        limit = self.clock.left() * (1 - share)
         with self._phase("attack"), explained_out_of_memory(problem):
             began = time.monotonic()
             dtype, device = problem.clauses.c.dtype, self.context.device
-            targets = Problems.from_property(question.prop, problem.graph.input_shape, dtype, device)
+            targets = Problems.from_property(question.searched, problem.graph.input_shape, dtype, device)
             if open_clauses is not None:
                 targets = targets.select(open_clauses.nonzero().squeeze(-1))
             found = find_counterexample(
@@ -183,7 +264,8 @@ class _Run:
     def _incomplete(self, question: Question) -> IncompleteResult:
         def after_crown(result: IncompleteResult) -> bool:
             self._note_bounds(question, result)
-            if self.config.attack.pgd_order != "middle":
+            order = self.config.attack.pgd_order
+            if order != "middle" and not (order == "before" and self._many):
                 return False
             found = self._attack(question, ~result.proven)
             self.listener(StageStarted("incomplete", self.clock.left()))
@@ -191,13 +273,44 @@ class _Run:
 
         with self._phase("incomplete"):
             settings = incomplete_settings(self.config, self.clock.timeout_s)
-            result = run_incomplete(question.problem, settings, self.listener, after_crown)
+            result = run_incomplete(question.problem, settings, self.listener, after_crown, question.given)
             self._note_bounds(question, result)
+        self.on_bounds(question, result)
         return result
 
     def _note_bounds(self, question: Question, result: IncompleteResult) -> None:
         real = question.problem.clauses.rhs < torch.inf
         self.row_bounds = tuple(result.lower[real].tolist())
+
+    def _users_verdict(self, question: Question) -> Outcome:
+        """What the user's own verifier says. A `sat` of it counts as unknown: it names no point that could be checked.
+
+        Its proof is its own affair, and the status says whose it is.
+        """
+        with self._phase("bab"):
+            status = self._user(question).verified(self.config)
+        why = f"the user's verifier (general.complete_verifier) says {status}"
+        if status.startswith("safe") or status == Verdict.HOLDS.value:
+            self.status = status if status.startswith("safe") else "safe"
+            return Outcome(verdict=Verdict.HOLDS, stopped_by=why)
+        return Outcome(verdict=Verdict.UNKNOWN, stopped_by=why)
+
+    def _mip(self, question: Question, start: IncompleteResult) -> Outcome | None:
+        """Mixed-integer programs of the clauses that are open; None where there are no such programs."""
+        self.status = "unknown-mip"
+        with self._phase("mip"), explained_out_of_memory(question.problem):
+            found, self.counterexample = solve_exactly(question, start, self.config, self.listener)
+        if found is None:
+            self.status = "unknown"
+            return None
+        if self.counterexample is not None:
+            return self._violated("unsafe-mip")
+        if bool(found.proven.all()):
+            self.status = "safe-mip"
+            return Outcome(verdict=Verdict.HOLDS, stopped_by=found.stopped_by)
+        if found.out_of_time:
+            return Outcome(verdict=Verdict.TIMEOUT, stopped_by=f"time limit {self.clock.timeout_s:g} s")
+        return Outcome(verdict=Verdict.UNKNOWN, stopped_by=found.stopped_by)
 
     def _search(self, question: Question, start: IncompleteResult) -> Outcome:
         """Branch and bound on the clauses that are open."""
@@ -207,7 +320,10 @@ class _Run:
                 verdict=Verdict.UNKNOWN, stopped_by="bounds are NaN or cross: does the network overflow? try double_fp"
             )
 
-        def on_progress(progress: BabProgress) -> None:
+        for line in notes(self.config):
+            self.listener(Note(line))
+
+        def on_progress(progress: BabProgress | InputBabProgress) -> None:
             self.progress = progress
             self.listener(
                 SearchProgressed(
@@ -223,8 +339,15 @@ class _Run:
             self.counterexample = confirm(question.network, question.prop, x.reshape(-1))
             return self.counterexample is not None
 
+        found: BabResult | InputBabResult
         with self._phase("bab"), explained_out_of_memory(question.problem):
-            found = search(question.problem, start, bab_settings(self.config), on_progress, on_candidate)
+            if splits_inputs(self.config) and question.problem.region.is_box:
+                if self.keeping is not None:
+                    self.listener(Note("checkpoints are written where neurons are split, not where inputs are"))
+                found, self.counterexample = search_input(question, start, self.config, self.listener, on_progress)
+            else:
+                keeper = None if self.keeping is None else self.keeping.keeper(question.problem, start)
+                found = search(question.problem, start, bab_settings(self.config), on_progress, on_candidate, keeper)
         self.progress = BabProgress(found.rounds, 0, found.domains_visited, found.worst_bound, found.seconds)
         if self.counterexample is not None:
             return self._violated("unsafe-bab")
@@ -236,10 +359,20 @@ class _Run:
 
     # -- bookkeeping ----------------------------------------------------------------------------------------------
     def _violated(self, status: str) -> Outcome:
-        assert self.counterexample is not None
+        assert self.counterexample is not None and self.question is not None
+        user = self._user(self.question)
+        if not user.accepted(self.config, self.counterexample):
+            self.counterexample = None
+            return Outcome(verdict=Verdict.UNKNOWN, stopped_by="attack.adv_verifier refuses the counterexample")
+        self.text = user.saved(self.config, self.counterexample)
         self.status = status
         point = np.array([float(x) for x in self.counterexample.x])
         return Outcome(verdict=Verdict.VIOLATED, stopped_by="counterexample confirmed", counterexample_N=point)
+
+    def _status_of(self, outcome: Outcome) -> str:
+        """The run's status, or without a verdict its unknown one: a stage that was cut short may have set another."""
+        decided = outcome.verdict in (Verdict.HOLDS, Verdict.VIOLATED)
+        return self.status if decided or self.status.startswith("unknown") else "unknown"
 
     @contextmanager
     def _phase(self, stage: Stage) -> Iterator[None]:
@@ -250,12 +383,13 @@ class _Run:
             yield
         finally:
             within = sum(self.phases.values()) - before
-            self.phases[stage] += time.monotonic() - began - within
+            self.phases[stage] = self.phases.get(stage, 0.0) + time.monotonic() - began - within
 
     def _search_use(self) -> SearchUse | None:
         if self.progress is None:
             return None
-        seconds = max(self.phases["bab"], 1e-9)
+        before = 0.0 if self.keeping is None else self.keeping.seconds_before  # of the run that is resumed
+        seconds = max(self.phases["bab"] + before, 1e-9)
         return SearchUse(
             domains_visited=self.progress.domains_visited,
             rounds=self.progress.round,

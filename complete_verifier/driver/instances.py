@@ -1,4 +1,4 @@
-"""Which instances a command asks for: one network and property, or the rows of a list."""
+"""Which instances a command asks for: one network and property, the rows of a list, or examples of a data set."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from complete_verifier.config import Config
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One network and one property. ``timeout_s``: what the list says about it, if anything."""
+    """One network and one property, by their files, or by names where they are none.
+
+    ``timeout_s``: what the list says about it, if anything. ``config_dir``: user code is looked up there.
+    """
 
     index: int
     network: Path
     specification: Path
     timeout_s: float | None = None
+    config_dir: Path | None = None
 
 
 def is_list(config: Config) -> bool:
@@ -25,27 +29,53 @@ def is_list(config: Config) -> bool:
     return config.general.csv_name is not None and config.specification.vnnlib_path is None
 
 
-def single_instance(config: Config) -> Instance:
+def is_dataset(config: Config) -> bool:
+    """Whether examples of a data set are to be run."""
+    named = config.data.dataset is not None or config.data.pkl_path is not None
+    return named and config.general.csv_name is None and config.specification.vnnlib_path is None
+
+
+def network_name(config: Config) -> Path | None:
+    """The network's file, or what builds it.
+
+    Raises:
+        ConfigError: both are given, or weights for no module.
+    """
+    if config.model.name is None:
+        if config.model.path is not None:
+            raise ConfigError("model.path holds weights for the module of model.name, which is missing; give both")
+        return None if config.model.onnx_path is None else Path(config.model.onnx_path)
+    if config.model.onnx_path is not None:
+        raise ConfigError("model.name and model.onnx_path both name a network; keep one of the two")
+    return Path(config.model.name)
+
+
+def single_instance(config: Config, config_dir: Path | None = None) -> Instance:
     """The one instance that is named.
 
     Raises:
         ConfigError: the network or the property is missing.
     """
-    network, specification = config.model.onnx_path, config.specification.vnnlib_path
+    network, specification = network_name(config), config.specification.vnnlib_path
     if network is None and specification is None:
         raise ConfigError("nothing to verify: give --onnx_path and --vnnlib_path, or a list with --csv_name")
     if network is None:
         raise ConfigError("model.onnx_path is missing: specification.vnnlib_path alone names no network")
     if specification is None:
-        raise ConfigError("specification.vnnlib_path is missing: model.onnx_path alone asks nothing")
-    return Instance(0, Path(network), Path(specification))
+        raise ConfigError(f"specification.vnnlib_path is missing: {_given(config)} alone asks nothing")
+    return Instance(0, network, Path(specification), config_dir=config_dir)
+
+
+def _given(config: Config) -> str:
+    return "model.onnx_path" if config.model.name is None else "model.name"
 
 
 def listed_instances(config: Config) -> tuple[Instance, ...]:
     """The rows of the list that are to be run, in order.
 
-    A row is ``onnx,vnnlib,timeout``, or ``vnnlib`` alone where ``model.onnx_path`` names the network; paths start from
-    ``general.root_path``.
+    A row is ``onnx,vnnlib,timeout``, or ``vnnlib`` alone where ``model.onnx_path`` or ``model.name`` names the network.
+    Paths start from ``general.root_path``, with the prefixes of ``model.onnx_path_prefix`` and
+    ``specification.vnnlib_path_prefix`` in front.
 
     Raises:
         ConfigError: the list cannot be read, a row has another form, or none of the rows asked for exists.
@@ -70,11 +100,12 @@ def _instance(config: Config, root: Path, path: Path, line: int, row: list[str])
     cells = [cell.strip() for cell in row]
     place = f"{path}: line {line}"
     if len(cells) == 1:
-        if config.model.onnx_path is None:
+        network = network_name(config)
+        if network is None:
             raise ConfigError(
                 f"{place}: a row with a property only needs model.onnx_path; or write onnx,vnnlib,timeout"
             )
-        return Path(config.model.onnx_path), root / cells[0], None
+        return network, _below(root, config.specification.vnnlib_path_prefix, cells[0]), None
     if len(cells) != 3:
         raise ConfigError(f"{place}: {len(cells)} columns; a row is onnx,vnnlib,timeout")
     try:
@@ -83,7 +114,14 @@ def _instance(config: Config, root: Path, path: Path, line: int, row: list[str])
         seconds = float("nan")
     if not seconds > 0:
         raise ConfigError(f"{place}: timeout {cells[2]!r}: give a number of seconds above 0")
-    return root / cells[0], root / cells[1], seconds
+    if config.model.name is not None:
+        raise ConfigError(f"{place}: names a network, and so does model.name; leave one of the two out")
+    network = _below(root, config.model.onnx_path_prefix, cells[0])
+    return network, _below(root, config.specification.vnnlib_path_prefix, cells[1]), seconds
+
+
+def _below(root: Path, prefix: str, cell: str) -> Path:
+    return root / prefix / cell
 
 
 def _chosen(config: Config, count: int, path: Path) -> list[int]:

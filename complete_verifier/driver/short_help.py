@@ -9,8 +9,8 @@ abcrown proves or refutes properties of neural networks.
       one network and one property; the verdict goes to out.txt
   abcrown --config settings.yaml --save_adv_example
       the same by a YAML file; a counterexample goes to a file of its own
-  abcrown --config settings.yaml --root_path benchmark --csv_name instances.csv --results_file results.pkl
-      all rows onnx,vnnlib,timeout of benchmark/instances.csv
+  abcrown sweep --config settings.yaml --csv benchmark/instances.csv --out results --report
+      all rows onnx,vnnlib,timeout of a list, with a table and a report; goes on where it stopped
 
 abcrown --help lists all flags; docs/options.md explains them.
 """

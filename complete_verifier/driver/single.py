@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from complete_verifier.config import LoadedConfig
 from complete_verifier.driver.instances import Instance, single_instance
@@ -16,14 +17,22 @@ from complete_verifier.reporting.lines import result_lines
 from complete_verifier.reporting.report import InstanceReport
 from complete_verifier.reporting.results import prepare_output, write_counterexample, write_result, write_statistics
 
+if TYPE_CHECKING:
+    from complete_verifier.driver.questions import Reader
 
-def run_single(loaded: LoadedConfig, display: Display, interrupts: Interrupts, started: float) -> None:
+
+def run_single(
+    loaded: LoadedConfig, display: Display, interrupts: Interrupts, started: float, read: Reader | None = None
+) -> InstanceReport:
     """Decide the instance that the configuration names and write its files.
+
+    Args:
+        read: makes the question; None: the files that are named.
 
     Raises:
         UserError: bad input; no results file is left then.
     """
-    config, instance = loaded.config, single_instance(loaded.config)
+    config, instance = loaded.config, single_instance(loaded.config, loaded.config_dir)
     timeout_s = timeout_seconds(config, None)
     results = Path(config.general.results_file)
     statistics = loaded.options.stats_file
@@ -33,7 +42,7 @@ def run_single(loaded: LoadedConfig, display: Display, interrupts: Interrupts, s
     if config.general.save_adv_example:
         prepare_output(Path(config.attack.cex_path), "attack.cex_path")
     display.begin(f"{instance.network.name} / {instance.specification.name}", started, timeout_s)
-    report = _decided(loaded, instance, display, interrupts, started, timeout_s)
+    report = _decided(loaded, instance, display, interrupts, started, timeout_s, read)
     if config.general.save_adv_example:
         write_counterexample(Path(config.attack.cex_path), report)
     write_result(results, report)
@@ -41,10 +50,17 @@ def run_single(loaded: LoadedConfig, display: Display, interrupts: Interrupts, s
         write_statistics(Path(statistics), report)
     for line in result_lines(report, alone=True):
         display.result(line)
+    return report
 
 
 def _decided(
-    loaded: LoadedConfig, instance: Instance, display: Display, interrupts: Interrupts, started: float, timeout_s: float
+    loaded: LoadedConfig,
+    instance: Instance,
+    display: Display,
+    interrupts: Interrupts,
+    started: float,
+    timeout_s: float,
+    read: Reader | None,
 ) -> InstanceReport:
     """The report, also where the run is cut short before its first stage, while libraries are imported."""
     try:
@@ -52,12 +68,18 @@ def _decided(
             with paused_collection():
                 from complete_verifier.driver.contexts import make_context
                 from complete_verifier.driver.instance import run_instance
+                from complete_verifier.driver.keeping import plan_keeping
                 from complete_verifier.problem import Clock
 
             context, note = make_context(loaded)
         if note is not None:
             display.line(note)
-        return run_instance(loaded.config, instance, context, Clock(started, timeout_s), display.event, interrupts)
+        keeping, clock = plan_keeping(loaded), Clock(started, timeout_s)
+        if keeping is not None:
+            display.line(keeping.line())
+        return run_instance(
+            loaded.config, instance, context, clock, display.event, interrupts, read, keeping=keeping
+        )
     except DeadlinePassed:
         verdict, why = Verdict.TIMEOUT, f"time limit {timeout_s:g} s"
     except Terminated:

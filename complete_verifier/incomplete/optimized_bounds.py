@@ -14,10 +14,9 @@ from auto_LiRPA.bounds.intermediate import Intermediate
 from auto_LiRPA.bounds.settings import BoundSettings
 from auto_LiRPA.errors import OutOfTime
 from auto_LiRPA.parallel.context import DistributedContext
-from auto_LiRPA.values import Box
 from complete_verifier.events import Listener, Note
 from complete_verifier.incomplete.first_bounds import finished, intersect_with_intervals
-from complete_verifier.incomplete.regions import pick, pick_box, tightened
+from complete_verifier.incomplete.regions import pick, tightened
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.incomplete.rows import RowBlock, row_blocks
 from complete_verifier.problem import Clauses, Problem
@@ -40,6 +39,7 @@ class _Plan:
     settings: BoundSettings
     max_rows: int
     max_regions: int
+    hand_on: bool  # whether the slopes of all clauses are few enough to be kept for branch and bound
 
 
 @dataclass(slots=True)
@@ -65,9 +65,10 @@ def optimized_bounds(
 
     Args:
         seconds_left: for this stage; when it is used up the best bounds so far count.
-        crown_seconds: what the CROWN pass over the same regions took.
+        crown_seconds: what the CROWN pass over all regions took.
     """
-    plan = _plan(problem, start.intermediate, max_rows, seconds_left(), crown_seconds, on_event)
+    concerned = len(torch.unique(problem.clauses.region[open_clauses])) / problem.region.center().shape[0]
+    plan = _plan(problem, start.intermediate, max_rows, seconds_left(), crown_seconds * concerned, on_event)
     context = replace(problem.context, seconds_left=seconds_left)
     gathered = _Gathered(start.lower, start.intermediate, [])
     for block in row_blocks(problem.clauses, open_clauses, plan.max_rows, plan.max_regions):
@@ -89,8 +90,8 @@ def _optimize(
     gathered: _Gathered,
     seconds_left: Callable[[], float],
 ) -> None:
-    assert isinstance(problem.region, Box)
-    c, region = block.matrix(problem.clauses), pick_box(problem.region, block.regions)
+    summed = plan.settings.alpha.reduction == "sum"
+    c, region = block.matrix(problem.clauses, repeat=not summed), problem.region.pick(block.regions)
     base = pick(problem.graph, gathered.intermediate, block.regions, context)
     found = alpha_crown(
         problem.graph,
@@ -107,8 +108,9 @@ def _optimize(
     gathered.lower = torch.fmax(gathered.lower, block.scatter(lower, nothing))
     gathered.intermediate = tightened(problem.graph, gathered.intermediate, block.regions, found.intermediate.boxes)
     gathered.iterations = max(gathered.iterations, found.iterations)
-    neurons = {i: r.alpha.index for i, r in base.relaxations.items() if r.alpha is not None}
-    gathered.slopes.append((block, neurons, _joined_slopes(problem, context, c, found)))
+    if plan.hand_on:
+        neurons = {i: r.alpha.index for i, r in base.relaxations.items() if r.alpha is not None}
+        gathered.slopes.append((block, neurons, _joined_slopes(problem, context, c, found)))
 
 
 def _joined_slopes(problem: Problem, context: DistributedContext, c: Tensor, found: AlphaResult) -> dict[int, Tensor]:
@@ -120,15 +122,12 @@ def _joined_slopes(problem: Problem, context: DistributedContext, c: Tensor, fou
 
 def _slopes_of_clauses(clauses: Clauses, gathered: _Gathered) -> dict[int, Tensor]:
     """Slopes ``[K, R, P, u]`` over the final relaxations' neurons: CROWN's own, where alpha-CROWN has none."""
-    rows, out = clauses.rhs.numel(), {}
+    out: dict[int, Tensor] = {}
     for node, relaxation in gathered.intermediate.relaxations.items():
         spec = relaxation.alpha
         if spec is None or not any(node in slopes for _, _, slopes in gathered.slopes):
             continue
-        first = spec.initial
-        if rows * first[0].numel() * first.element_size() > _HANDED_ON_BYTES:
-            return {}
-        value = first[clauses.region].unsqueeze(1).repeat(1, clauses.rhs.shape[1], 1, 1)
+        value = spec.initial[clauses.region].unsqueeze(1).repeat(1, clauses.rhs.shape[1], 1, 1)
         for block, neurons, slopes in gathered.slopes:
             if node in slopes:
                 _fill(value, spec.index, block, neurons[node], slopes[node])
@@ -158,7 +157,9 @@ def _plan(
     """Block sizes that keep the slopes within bounds, and the mode of the intermediate bounds."""
     alpha = problem.bounds.alpha
     itemsize = problem.clauses.c.element_size() * _COPIES
-    per_row = itemsize * _slope_count(problem, intermediate, problem.graph.output)
+    of_a_row = _slope_count(problem, intermediate, problem.graph.output)
+    per_row = itemsize * of_a_row
+    hand_on = problem.clauses.rhs.numel() * of_a_row * problem.clauses.c.element_size() <= _HANDED_ON_BYTES
     per_region = 0
     if alpha.mode == "keep" and crown_seconds * _PASSES_PER_ITERATION * _LEAST_ITERATIONS > seconds:
         on_event(Note("alpha-CROWN leaves the intermediate bounds fixed: a joint iteration takes too long"))
@@ -174,6 +175,7 @@ def _plan(
         replace(problem.bounds, alpha=alpha),
         max_rows=max(1, min(max_rows, _SLOPE_BYTES // max(1, per_row))),
         max_regions=max(1, _SLOPE_BYTES // max(1, per_region)),
+        hand_on=hand_on,
     )
 
 

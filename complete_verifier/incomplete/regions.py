@@ -12,12 +12,7 @@ from auto_LiRPA.bounds.intermediate import Boxes, Intermediate, StartNode, cut_r
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.base import NonlinearOperator
 from auto_LiRPA.parallel.context import DistributedContext
-from auto_LiRPA.values import Box, Interval
-
-
-def pick_box(region: Box, index: Tensor) -> Box:
-    """The input boxes of some regions."""
-    return Box(region.lower[index], region.upper[index])
+from auto_LiRPA.values import Interval
 
 
 def relax_all(graph: Graph, boxes: Boxes) -> Relaxations:

@@ -28,9 +28,15 @@ class RowBlock:
     row: Tensor
     width: int
 
-    def matrix(self, clauses: Clauses) -> Tensor:
-        """The rows as a specification ``[B, S, n_out]``."""
+    def matrix(self, clauses: Clauses, repeat: bool = False) -> Tensor:
+        """The rows as a specification ``[B, S, n_out]``. ``repeat``: places without a row hold the element's first row.
+
+        Then a minimum or maximum over all places is one over the rows.
+        """
         c = clauses.c.new_zeros(len(self.regions), self.width, clauses.c.shape[2])
+        if repeat:
+            first = self.column == 0
+            c[self.element[first]] = clauses.c[self.clause[first], self.row[first]].unsqueeze(1)
         c[self.element, self.column] = clauses.c[self.clause, self.row]
         return c
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from auto_LiRPA.bounds.intermediate import NOTHING_GIVEN, Given
 from auto_LiRPA.errors import ConfigError
 from auto_LiRPA.parallel.numerics import full_precision
 from complete_verifier.events import BoundsFound, Listener, ignore
@@ -29,12 +30,14 @@ def run_incomplete(
     settings: IncompleteSettings,
     on_event: Listener = ignore,
     after_crown: AfterCrown | None = None,
+    given: Given = NOTHING_GIVEN,
 ) -> IncompleteResult:
     """Bound all clauses. A clause is proved only by a finite bound over boxes that can be trusted.
 
     Args:
         after_crown: called between CROWN and alpha-CROWN with what is known then, if clauses are open; True ends the
             stage there (an attack has found a counterexample).
+        given: boxes of nodes that are known to be true, one batch element per region; the first bounds use them.
 
     Raises:
         OutOfTime: the deadline passed before the first bounds of all clauses were there.
@@ -42,7 +45,7 @@ def run_incomplete(
     """
     began = time.monotonic()
     with torch.no_grad(), full_precision(), explained_out_of_memory(problem):
-        result = first_bounds(problem, settings)
+        result = first_bounds(problem, settings, given)
         seconds = time.monotonic() - began
         on_event(_event(_NAMES.get(settings.method, settings.method), problem, result))
         if settings.method != "alpha-crown" or bool(result.proven.all()):

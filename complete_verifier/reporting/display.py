@@ -45,6 +45,10 @@ class Display(ABC):
     def begin(self, name: str, started: float, timeout_s: float) -> None:
         """An instance starts; its clock began at the monotonic time ``started``."""
 
+    def overall(self, done: str, running: str) -> None:
+        """How far a list is, and what runs where several instances do. Shown by a live view only."""
+        return None
+
     def __enter__(self) -> Display:
         return self
 
@@ -105,6 +109,7 @@ class Rich(Display):
         self._plain = Plain(console.print)  # what it prints appears above the live view
         self._name, self._started, self._timeout_s = "", time.monotonic(), float("inf")
         self._stage, self._worst, self._domains = "load", "", ""
+        self._done, self._running = "", ""
         self._live: Live = Live(
             get_renderable=self._view, console=console, refresh_per_second=_REFRESH_PER_SECOND, transient=True
         )
@@ -117,6 +122,10 @@ class Rich(Display):
             self._name, self._started, self._timeout_s = name, started, timeout_s
             self._stage, self._worst, self._domains = "load", "", ""
         self._plain.begin(name, started, timeout_s)
+
+    def overall(self, done: str, running: str) -> None:
+        with self._lock:
+            self._done, self._running = done, running
 
     def event(self, event: Event) -> None:
         with self._lock:
@@ -135,13 +144,17 @@ class Rich(Display):
 
         with self._lock:
             elapsed = time.monotonic() - self._started
-            rows = [
+            one = [
                 ("instance", self._name),
                 ("stage", self._stage),
                 ("time", f"{elapsed:.1f} / {self._timeout_s:.0f} s"),
                 ("worst bound", self._worst),
                 ("domains", self._domains),
-                ("memory", _memory()),
+            ]
+            rows = [
+                ("list", self._done),
+                *([("running", self._running)] if self._running else one),
+                ("memory", _memory() if not self._done else ""),  # of a list it is in other processes
             ]
         table = Table.grid(padding=(0, 2))
         for name, value in rows:

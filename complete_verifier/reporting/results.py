@@ -13,6 +13,7 @@ from pathlib import Path
 
 from auto_LiRPA.errors import ConfigError
 from complete_verifier.reporting.report import InstanceReport
+from complete_verifier.reporting.rows import Row
 from complete_verifier.spec.counterexample import results_text
 
 
@@ -69,18 +70,16 @@ def write_counterexample(path: Path, report: InstanceReport) -> None:
         write_atomically(path, report.counterexample.encode())
 
 
-def write_list_results(path: Path, reports: Sequence[InstanceReport]) -> None:
-    """The results of a list so far, as the pickle of plain values that upstream writes (interface 2.6)."""
+def write_list_pickle(path: Path, rows: Sequence[Row]) -> None:
+    """The results of a list as the pickle of plain values that upstream writes (interface 2.6)."""
     summary: dict[str, list[int]] = {}
-    for report in reports:
-        summary.setdefault(report.status, []).append(report.index)
+    for row in rows:
+        summary.setdefault(row.status, []).append(row.index)
     content = {
         "summary": summary,
-        "results": [[report.status, report.wall_s] for report in reports],
+        "results": [[row.status, row.seconds] for row in rows],
         "bab_ret": [
-            [report.index, report.search.worst_bound, report.search.domains_visited, report.phases.get("bab", 0.0)]
-            for report in reports
-            if report.search is not None
+            [row.index, row.worst_bound, row.domains, row.phases.get("bab", 0.0)] for row in rows if row.rounds > 0
         ],
     }
     write_atomically(path, pickle.dumps(content))

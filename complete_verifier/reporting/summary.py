@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from complete_verifier.outcome import Verdict
-from complete_verifier.reporting.report import InstanceReport
+from complete_verifier.reporting.rows import Row
 
 _TITLE = "############# Summary #############"
 
 
-def summary_lines(reports: Sequence[InstanceReport]) -> Iterator[str]:
-    """How many instances ended how, and how long they took."""
-    safe = [r for r in reports if r.error is None and r.verdict is Verdict.HOLDS]
-    unsafe = [r for r in reports if r.error is None and r.verdict is Verdict.VIOLATED]
-    others = [r for r in reports if r not in safe and r not in unsafe]
-    share = 100 * len(safe) / len(reports) if reports else 0.0
+def summary_lines(rows: Sequence[Row]) -> Iterator[str]:
+    """How many instances ended how, and how long they took. What is neither proved nor refuted counts as timeout."""
+    safe = [row for row in rows if row.solved and row.verdict == Verdict.HOLDS.value]
+    unsafe = [row for row in rows if row.solved and row.verdict == Verdict.VIOLATED.value]
+    others = [row for row in rows if not row.solved]
+    share = 100 * len(safe) / len(rows) if rows else 0.0
     yield _TITLE
-    yield f"Final verified acc: {share}% (total {len(reports)} examples)"
+    yield f"Final verified acc: {share}% (total {len(rows)} examples)"
     yield (
-        f"Problem instances count: {len(reports)} , total verified (safe/unsat): {len(safe)} ,"
+        f"Problem instances count: {len(rows)} , total verified (safe/unsat): {len(safe)} ,"
         f" total falsified (unsafe/sat): {len(unsafe)} , timeout: {len(others)}"
     )
     groups = (
-        ("ALL", list(reports)),
+        ("ALL", list(rows)),
         ("verified SAFE", safe),
         ("verified (SAFE + UNSAFE)", safe + unsafe),
         ("verified SAFE + TIMEOUT", safe + others),
@@ -31,11 +31,11 @@ def summary_lines(reports: Sequence[InstanceReport]) -> Iterator[str]:
     )
     for name, group in groups:
         if group:
-            times = [r.wall_s for r in group]
+            times = [row.seconds for row in group]
             mean = sum(times) / len(times)
             yield f"mean time for {name} instances (total {len(group)}):{mean}, max time: {max(times)}"
     by_status: dict[str, list[int]] = {}
-    for report in reports:
-        by_status.setdefault(report.status, []).append(report.index)
+    for row in rows:
+        by_status.setdefault(row.status, []).append(row.index)
     for status, indices in by_status.items():
         yield f"{status} (total {len(indices)}), index: {indices}"

@@ -50,7 +50,7 @@ def printable_input(spec: Property, x: Floats, y: Sequence[float]) -> tuple[Deci
     reader who casts them to x's dtype gets x. None where no region allows that: x, y is no counterexample then.
     """
     for region in spec.regions:
-        decimals = region.box.decimals_for(x)
+        decimals = region.decimals_for(x)
         if decimals is not None and spec.violated_by(decimals, y):
             return decimals
     return None
@@ -135,7 +135,7 @@ def check_printed(
             f"{len(point.x)} inputs and {len(point.y)} outputs are printed,"
             f" the property has {spec.n_inputs} and {spec.n_outputs}",
         )
-    if not any(region.box.contains(point.x) for region in spec.regions):
+    if not any(region.contains(point.x) for region in spec.regions):
         return CheckResult(False, "the printed input lies outside the input box")
     printed_y = np.array([float(value) for value in point.y])
     outputs = np.asarray(run_network(np.array([float(value) for value in point.x]).astype(dtype))).reshape(-1)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from auto_LiRPA.errors import ContractError, SpecError
+from complete_verifier.spec.balls import Ball
 from complete_verifier.spec.rounding import (
     Bools,
     Float64s,
@@ -210,10 +211,26 @@ class Clause:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One input box and the clauses (OR) that describe a counterexample in it."""
+    """One input box and the clauses (OR) that describe a counterexample in it.
+
+    With a ``ball`` the inputs are those of the ball, and the box is the one around it.
+    """
 
     box: InputBox
     clauses: tuple[Clause, ...]
+    ball: Ball | None = None
+
+    def contains(self, x: Sequence[Decimal]) -> bool:
+        """Whether the point is an input of the region: exact, strict where its box is strict."""
+        return self.box.contains(x) and (self.ball is None or self.ball.contains(x))
+
+    def decimals_for(self, x: Floats) -> tuple[Decimal, ...] | None:
+        """Decimals exactly inside the region that are cast to x ([n_in], its own dtype); None if none were found."""
+        decimals = self.box.decimals_for(x)
+        if decimals is None or self.ball is None or self.ball.contains(decimals):
+            return decimals
+        whole = tuple(Decimal(float(value)) for value in x.reshape(-1))  # the floats to their last digit
+        return whole if self.contains(whole) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +270,7 @@ class Property:
             return False
         exact = [Fraction(value) for value in outputs]
         return any(
-            region.box.contains(point) and any(clause.holds(exact) for clause in region.clauses)
+            region.contains(point) and any(clause.holds(exact) for clause in region.clauses)
             for region in self.regions
         )
 

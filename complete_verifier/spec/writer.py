@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+from auto_LiRPA.errors import SpecError
 from complete_verifier.spec.property import Clause, ExactRow, InputBox, Property
 from complete_verifier.spec.rounding import ONE, negate
 
@@ -12,7 +13,10 @@ def print_vnnlib(spec: Property) -> str:
     """VNN-LIB 1.0 text that `read_vnnlib_text` reads back as an equal property.
 
     Rows that compare two outputs, or one with a number, are written the short way that other tools read too.
+    Raises SpecError for a ball, which VNN-LIB has no words for.
     """
+    if any(region.ball is not None for region in spec.regions):
+        raise SpecError(f"{spec.source}: a ball cannot be written as VNN-LIB, which knows boxes only")
     lines = [f"(declare-const X_{i} Real)" for i in range(spec.n_inputs)]
     lines += [f"(declare-const Y_{j} Real)" for j in range(spec.n_outputs)]
     if len(spec.regions) == 1:

@@ -183,3 +183,12 @@ def test_flags_come_back_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), full_precision():
         raise ZeroDivisionError
     assert _state() == before
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_old_flags_can_be_read_inside(name: str) -> None:
+    """Libraries do, torch's exporter among them; torch raises where old and new flags contradict each other."""
+    HOSTILE[name]()
+    with full_precision():
+        assert torch.backends.cudnn.allow_tf32 is False
+        assert torch.backends.cuda.matmul.allow_tf32 is False

@@ -11,12 +11,16 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-from auto_LiRPA.values import Box, LpBall
+from auto_LiRPA.bounds.intermediate import Intermediate
+from auto_LiRPA.parallel.context import DistributedContext
+from auto_LiRPA.parallel.settings import ParallelSettings
+from auto_LiRPA.values import Box, Interval, LpBall
 from complete_verifier.bab import clip, input_lines
 from complete_verifier.bab.clip import Clipped, Clipper, ClipSettings, make_clipper
 from complete_verifier.bab.domains import Domains
-from complete_verifier.bab.input_lines import make_input_lines
+from complete_verifier.bab.input_lines import InputLines, make_input_lines
 from complete_verifier.branching.layout import root_columns
+from complete_verifier.problem import Clauses
 from tests.bab.problems import (
     KINDS,
     Setup,
@@ -39,8 +43,16 @@ def case_of(kind: str, seed: int, neurons: int = 24, regions: int = 1) -> Setup 
     boxes = [box_around(gen, net.graph.input_shape, dtype) for _ in range(regions)]
     box = Box(torch.cat([b.lower for b in boxes]), torch.cat([b.upper for b in boxes]))
     rows = [(gen.normal(size=(1, 3)), gen.normal(size=1)) for _ in boxes]
-    setup = set_up(make_problem(net.graph, box, clauses(rows, dtype, region=range(regions))))
+    problem = make_problem(net.graph, box, clauses(rows, dtype, region=range(regions)))
+    if seed % 2:  # tiles of a few rows, the last one ragged
+        problem = replace(problem, context=DistributedContext.single(settings=ParallelSettings(tile_rows=3)))
+    setup = set_up(problem)
     return setup if setup.layout.width else None
+
+
+def clause_tensors(setup: Setup) -> tuple[Tensor, ...]:
+    spec = setup.problem.clauses
+    return spec.c, spec.rhs, spec.region, spec.attainable_rhs
 
 
 def clipper_of(setup: Setup, **settings: object) -> Clipper:
@@ -146,16 +158,14 @@ def test_a_domain_is_empty_only_where_no_input_takes_its_signs() -> None:
         offset = column_values(setup, origin)[0, : layer.stop]
         units = torch.eye(len(ends), dtype=region.lower.dtype)
         matrix = (column_values(setup, units)[:, : layer.stop] - offset).T.double().numpy()
-        for with_input in (False, True):
-            found = clipper_of(setup, with_input=with_input).tighten(batch)
-            for row in range(30):
-                s = sign[row, : layer.stop].double().numpy()
-                limits = s * offset.double().numpy()
-                program = linprog(np.zeros(len(ends)), -s[:, None] * matrix, limits, bounds=ends, method="highs")
-                if found.empty[row]:
-                    empty += 1
-                    assert program.status == 2, "an input takes these signs"
-                feasible += program.status == 0
+        found = [clipper_of(setup, with_input=w).tighten(batch).empty.tolist() for w in (False, True)]
+        for row in range(30):
+            s = sign[row, : layer.stop].double().numpy()
+            limits = s * offset.double().numpy()
+            program = linprog(np.zeros(len(ends)), -s[:, None] * matrix, limits, bounds=ends, method="highs")
+            assert program.status == 2 or not (found[0][row] or found[1][row]), "an input takes these signs"
+            empty += found[0][row] + found[1][row]
+            feasible += program.status == 0
     assert empty > 20
     assert feasible > 20
 
@@ -205,6 +215,30 @@ def test_rows_bound_their_neurons(kind: str) -> None:
                 torch.testing.assert_close(value[:, :stop], z[:, :stop], rtol=1e-4, atol=1e-4)
 
 
+def test_of_every_layer_the_neurons_that_matter_most_are_tightened() -> None:
+    changed_in: set[int] = set()
+    for seed in range(1, 8):
+        setup = case_of("mlp", seed)
+        if setup is None:
+            continue
+        gen = torch.Generator().manual_seed(seed)
+        batch, _, z = family(setup, gen, 0.5)
+        lower, upper = root_of(setup, batch)
+        coef = -torch.rand(z.shape, generator=gen).to(z)
+        found = clipper_of(setup, top=1).tighten(batch, coef)
+        score = torch.where(batch.sign == 0, -lower * upper / (upper - lower) * -coef, -1.0)
+        changed = (found.lower > lower) | (found.upper < upper)
+        for number, layer in enumerate(setup.layout.layers):
+            part = slice(layer.start, layer.stop)
+            best = score[:, part].argmax(1, keepdim=True)
+            open_ones = (score[:, part] > 0).any(1)
+            others = changed[:, part].scatter(1, best, False)[open_ones]
+            assert not bool(others.any())
+            if changed[:, part].gather(1, best)[open_ones].any():
+                changed_in.add(number)
+    assert changed_in == {0, 1, 2}
+
+
 def test_tiles_do_not_change_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     setup = case_of("mlp", 2)
     assert setup is not None
@@ -219,15 +253,34 @@ def test_tiles_do_not_change_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+def test_nothing_waits_for_the_device() -> None:
+    """On the device `meta` tensors have no values: whatever would wait for one fails."""
+    setup = case_of("mlp", 2)
+    assert setup is not None
+    lines = make_input_lines(setup.problem, setup.root, setup.layout)
+    assert lines is not None
+    batch, _, z = family(setup, torch.Generator().manual_seed(0), 0.4)
+    away = InputLines(*(getattr(lines, name).to("meta") for name in InputLines.__slots__))
+    problem = replace(setup.problem, clauses=Clauses(*(t.to("meta") for t in clause_tensors(setup))))
+    boxes = {k: Interval(b.lower.to("meta"), b.upper.to("meta")) for k, b in setup.root.intermediate.boxes.items()}
+    layers = tuple(replace(layer, index=layer.index.to("meta")) for layer in setup.layout.layers)
+    root = replace(setup.root, intermediate=Intermediate(boxes, {}, ()))
+    clipper = Clipper(problem, root, replace(setup.layout, layers=layers), ClipSettings(with_input=True), away)
+    there = batch.rebuild(tuple(t.to("meta") for t in batch.tensors()))
+    found = clipper.tighten(there, z.to("meta"), most=5)
+    assert found.lower.shape == z.shape
+    assert found.empty.shape == (len(batch),)
+
+
 def test_without_splits_nothing_changes() -> None:
     setup = case_of("mlp", 2)
     assert setup is not None
     batch, _, _ = family(setup, torch.Generator().manual_seed(0), 0.0)
-    found = clipper_of(setup).tighten(batch)
+    found, empty = clipper_of(setup).clip(clipper_of(setup).opened(batch))
     lower, upper = root_of(setup, batch)
-    assert torch.equal(found.lower, lower)
-    assert torch.equal(found.upper, upper)
-    assert not bool(found.empty.any())
+    assert torch.equal(found.box_lower, lower)
+    assert torch.equal(found.box_upper, upper)
+    assert not bool(empty.any())
 
 
 def test_a_ball_is_clipped_as_its_box() -> None:

@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
+from torch import Tensor
 
 from auto_LiRPA.bounds.backward import backward, spec_rows
+from auto_LiRPA.bounds.columns import Layout
+from auto_LiRPA.bounds.intermediate import Intermediate
+from auto_LiRPA.graph.ir import Graph
+from auto_LiRPA.operators.activation import ReluRelaxation
+from auto_LiRPA.operators.arithmetic import Add, Sub
 from complete_verifier.branching.columns import make_columns, preactivation_bias
 from complete_verifier.branching.layout import make_layout, root_columns
-from complete_verifier.branching.scores import babsr_scores, flat_scores
+from complete_verifier.branching.scores import Scores, flat_scores
 from tests.bab.problems import KINDS, incomplete, random_case
 from tests.branching.inputs import REDUCTIONS, random_columns, random_input
+from tests.nets import Builder, dense_layers
+
+
+def layer_scores(
+    graph: Graph, layout: Layout, coefficients: Mapping[int, Tensor], root: Intermediate, sign: Tensor, reduceop: str
+) -> Scores:
+    """The same scores layer by layer from the engine's own relaxations: slope and offset of each chord."""
+    reduce = {"min": torch.minimum, "max": torch.maximum, "mean": lambda a, b: (a + b) / 2}[reduceop]
+    mains, backups, unstable = [], [], []
+    for layer in layout.layers:
+        relaxation = root.relaxations[layer.node]
+        assert isinstance(relaxation, ReluRelaxation)
+        assert relaxation.lines.upper_offset is not None
+        slope = relaxation.lines.upper_slope.flatten(1)[:, layer.index]
+        offset = relaxation.lines.upper_offset.flatten(1)[:, layer.index]
+        a = coefficients.get(layer.node, torch.zeros(1, 1, graph.nodes[layer.node].size)).flatten(2)[:, 0, layer.index]
+        bias = preactivation_bias(graph, layer.source)
+        b = torch.zeros_like(slope) if bias is None else bias[layer.index].to(slope)
+        mains.append((reduce(a * b * (slope - 1), a * b * slope) + a.clamp_max(0) * offset).abs())
+        backups.append(a.clamp_max(0) * offset)
+        box = relaxation.box.pick(layer.index)
+        unstable.append((box.lower < 0) & (box.upper > 0))
+    return Scores(torch.cat(mains, 1), torch.cat(backups, 1), torch.cat(unstable, 1) & (sign == 0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -38,7 +69,7 @@ def test_flat_scores_equal_those_of_the_layers(kind: str) -> None:
             ]
             coef = torch.cat([part.expand(2, -1) for part in parts], 1)
             for reduceop in ("min", "max", "mean"):
-                expected = babsr_scores(graph, layout, saved, root.relaxations, sign, reduceop)
+                expected = layer_scores(graph, layout, saved, root, sign, reduceop)
                 found = flat_scores(columns, coef, box.lower, box.upper, sign, reduceop)
                 assert torch.equal(found.splittable, expected.splittable)
                 mask, tolerance = found.splittable, 1e-5 if dtype == torch.float32 else 1e-12
@@ -86,3 +117,15 @@ def test_columns_name_each_neurons_layer_and_bias(kind: str) -> None:
         bias = preactivation_bias(problem.graph, layer.source)
         assert bias is not None
         assert torch.equal(columns.bias[layer.start : layer.stop], bias[layer.index].double())
+
+
+def test_biases_of_branches_that_meet_are_summed_or_subtracted() -> None:
+    layers = dense_layers([3, 4, 4], 1)
+    for op, sign in ((Add(), 1), (Sub(), -1)):
+        build = Builder((3,))
+        one = build.dense(layers[0], 0)
+        other = build.dense(layers[1], one)
+        meeting = build.add(op, (one, other), (4,))
+        found = preactivation_bias(build.graph(), meeting)
+        assert found is not None
+        assert torch.equal(found, layers[0].bias + sign * layers[1].bias)

@@ -17,7 +17,7 @@ from auto_LiRPA.values import Box, Interval
 from complete_verifier.events import BoundsFound, Event
 from complete_verifier.incomplete import first_bounds as first_bounds_module
 from complete_verifier.incomplete import optimized_bounds as optimized_module
-from complete_verifier.incomplete.regions import join, pick, pick_box, relax_all, trusted
+from complete_verifier.incomplete.regions import join, pick, relax_all, trusted
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.incomplete.rows import RowBlock
 from complete_verifier.incomplete.settings import IncompleteSettings, Method
@@ -91,7 +91,7 @@ def bounds_by_slopes(problem: Problem, found: IncompleteResult) -> Tensor:
             relaxation.pinned = None if spec is None else spec.index
         slopes = {node: value[[k]] for node, value in found.slopes.items()}
         result = backward(problem.graph, spec_rows(problem.graph, clauses.c[[k]]), relaxations, slopes)
-        bounds.append(concretize(result, pick_box(problem.region, torch.tensor([region])))[0])
+        bounds.append(concretize(result, problem.region.pick(torch.tensor([region])))[0])
     return torch.stack(bounds)
 
 
@@ -171,8 +171,8 @@ def test_nan_or_crossed_boxes_prove_nothing(
     assert run_incomplete(problem, IncompleteSettings(method=method)).proven.all()
     real = first_bounds_module.crown_boxes
 
-    def broken(graph, region, context, settings):  # type: ignore[no-untyped-def]
-        found = real(graph, region, context, settings)
+    def broken(graph, region, context, settings, given):  # type: ignore[no-untyped-def]
+        found = real(graph, region, context, settings, given)
         boxes = spoiled(found.boxes, min(found.boxes), lower, upper, region=1)
         return Intermediate(boxes, relax_all(graph, boxes), found.starts)
 

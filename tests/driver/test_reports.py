@@ -26,6 +26,7 @@ from complete_verifier.reporting.results import (
     write_result,
     write_statistics,
 )
+from complete_verifier.reporting.rows import row_of
 from complete_verifier.reporting.summary import summary_lines
 
 REPORT = InstanceReport(
@@ -112,7 +113,7 @@ def test_the_summary_counts() -> None:
         replace(REPORT, index=2, verdict=Verdict.TIMEOUT, status="unknown", wall_s=4.0),
         replace(REPORT, index=3, verdict=Verdict.UNKNOWN, status="unknown-error", error="error: x"),
     ]
-    lines = list(summary_lines(reports))
+    lines = list(summary_lines([row_of(report) for report in reports]))
     assert lines[1] == "Final verified acc: 25.0% (total 4 examples)"
     assert lines[2].endswith("(safe/unsat): 1 , total falsified (unsafe/sat): 1 , timeout: 2")
     assert "mean time for ALL instances (total 4):1.875, max time: 4.0" in lines

@@ -16,6 +16,10 @@ import onnx
 import pytest
 
 from complete_verifier.__main__ import main
+from complete_verifier.config import load_config
+from complete_verifier.driver.instances import listed_instances
+from complete_verifier.driver.limits import timeout_seconds
+from complete_verifier.reporting.table import read_table
 from tests.end_to_end.runs import COMMON, Hard, hopeless, mlp_model, run, write
 from tests.nets import dense_layers
 from tests.support import ROOT
@@ -92,19 +96,24 @@ def benchmark(tmp_path: Path) -> Path:
 
 
 def list_flags(folder: Path, *more: str) -> list[str]:
-    files = ["--results_file", str(folder / "r.pkl"), "--stats_file", str(folder / "s.json")]
+    files = ["--results_file", str(folder / "r.csv"), "--stats_file", str(folder / "s.json")]
     return ["--root_path", str(folder), *files, *COMMON, "--pgd_steps", "10", *more]
 
 
 def test_a_list_goes_on_after_broken_rows(benchmark: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(list_flags(benchmark)) == 2
+    pickled = benchmark / "r.pkl"
+    assert main(list_flags(benchmark, "--save_output", "--output_file", str(pickled))) == 2
     printed = capsys.readouterr()
     assert printed.err.count("\n") == 2 and "broken.onnx" in printed.err and "the network has 3" in printed.err
-    content = pickle.loads((benchmark / "r.pkl").read_bytes())
-    assert content["summary"] == {"safe-incomplete": [0, 4], "unsafe-pgd": [1], "unknown-error": [2, 3]}
-    assert [status for status, _ in content["results"]] == [
+    rows = read_table(benchmark / "r.csv")
+    assert [row.verdict for row in rows] == ["unsat", "sat", "error", "error", "unsat"]
+    assert [row.status for row in rows] == [
         "safe-incomplete", "unsafe-pgd", "unknown-error", "unknown-error", "safe-incomplete"
     ]  # fmt: skip
+    assert (rows[0].onnx, rows[0].vnnlib, rows[1].vnnlib) == ("net.onnx", "prop.vnnlib", "sat.vnnlib")
+    content = pickle.loads(pickled.read_bytes())  # upstream's, on request
+    assert content["summary"] == {"safe-incomplete": [0, 4], "unsafe-pgd": [1], "unknown-error": [2, 3]}
+    assert [status for status, _ in content["results"]] == [row.status for row in rows] and content["bab_ret"] == []
     verdicts = [row["verdict"] for row in json.loads((benchmark / "s.json").read_text())["instances"]]
     assert verdicts == ["unsat", "sat", None, None, "unsat"]
     for line in (
@@ -112,6 +121,7 @@ def test_a_list_goes_on_after_broken_rows(benchmark: Path, capsys: pytest.Captur
         "Final verified acc: 40.0% (total 5 examples)",
         "total verified (safe/unsat): 2 , total falsified (unsafe/sat): 1 , timeout: 2",
         "safe-incomplete (total 2), index: [0, 4]",
+        "idx: 3, vnnlib ID: 3",
     ):
         assert line in printed.out
 
@@ -120,20 +130,16 @@ def test_a_list_goes_on_after_broken_rows(benchmark: Path, capsys: pytest.Captur
     ("flags", "indices"),
     [(("--start", "1", "--end", "2"), [1]), (("--select_instance", "4", "0"), [4, 0]), (("--start", "4"), [4])],
 )
-def test_part_of_a_list(
-    benchmark: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], indices: list[int]
-) -> None:
-    assert main(list_flags(benchmark, *flags)) == 0
-    rows = json.loads((benchmark / "s.json").read_text())["instances"]
-    assert [row["index"] for row in rows] == indices
-    assert all(f"idx: {i}, vnnlib ID: {i}" in capsys.readouterr().out for i in indices[:1])
+def test_part_of_a_list(benchmark: Path, flags: tuple[str, ...], indices: list[int]) -> None:
+    chosen = listed_instances(load_config(list_flags(benchmark, *flags)).config)
+    assert [instance.index for instance in chosen] == indices
 
 
 def test_the_third_column_is_the_timeout(benchmark: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(list_flags(benchmark, "--end", "1", "--timeout", "7", "--timeout_scale", "0.5")) == 0
     assert json.loads((benchmark / "s.json").read_text())["instances"][0]["timeout_s"] == 30.0
-    assert main(list_flags(benchmark, "--end", "1", "--override_timeout", "11")) == 0
-    assert json.loads((benchmark / "s.json").read_text())["instances"][0]["timeout_s"] == 11.0
+    config = load_config(list_flags(benchmark, "--override_timeout", "11")).config
+    assert timeout_seconds(config, 60.0) == 11.0
 
 
 # -- ends from outside ------------------------------------------------------------------------------------------------
@@ -158,15 +164,16 @@ def test_sigterm_writes_what_is_known(tmp_path: Path, moment: str) -> None:
     assert time.monotonic() - began < 10
 
 
-def test_sigterm_ends_a_list_after_the_row_at_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sigterm_ends_a_list_and_the_row_at_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A row that was cut short is none: the list would not run it again."""
     hopeless(tmp_path)
     (tmp_path / "instances.csv").write_text("net.onnx,prop.vnnlib,60\n" * 3)
     (tmp_path / "config.yaml").write_text("general: {csv_name: instances.csv}\n")
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
-    assert main(list_flags(tmp_path, "--pgd_order", "skip", "--init_iteration", "2")) == 0
-    assert pickle.loads((tmp_path / "r.pkl").read_bytes())["summary"] == {"unknown": [0]}
-    assert "unknown (total 1), index: [0]" in capsys.readouterr().out
+    assert main(list_flags(tmp_path, "--pgd_order", "skip", "--init_iteration", "2")) == 128 + signal.SIGTERM
+    assert read_table(tmp_path / "r.csv") == []
+    assert "ended by SIGTERM: 3 of 3 rows are missing" in capsys.readouterr().out
 
 
 def test_the_deadline_counts_from_the_start_of_the_process(tmp_path: Path) -> None:

@@ -27,6 +27,11 @@ class MixState:
         self._first, self._second = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
         self.learns = batch.c.shape[1] > 1
 
+    @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Adam's running means."""
+        return self._first, self._second
+
     def pick(self, index: Tensor) -> None:
         """Go on with some of the domains only."""
         for name in ("weight", "best", "_first", "_second"):

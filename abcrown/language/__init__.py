@@ -1,0 +1,1 @@
+"""The language of properties: variables, linear expressions, comparisons, and their normal form."""

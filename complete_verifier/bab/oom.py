@@ -1,0 +1,76 @@
+"""Out of memory within a round: no domain is lost, the batch is halved, and the search goes on (DESIGN 7)."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Sized
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+
+_LOG = logging.getLogger(__name__)
+# torch has an exception for what its CUDA allocator refuses; these are the words of all others.
+_WORDS = (
+    "out of memory",
+    "DefaultCPUAllocator",
+    "not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+)
+
+B = TypeVar("B", bound=Sized)
+T = TypeVar("T")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory, of the device or of the host, was not enough."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[T]):
+    """A step that went through."""
+
+    value: T
+
+
+class MemoryGuard:
+    """Runs the steps of a search's rounds and sees to it that one that does not fit costs nothing but its time.
+
+    ``shrink`` is told how many domains did not fit and makes the next batch smaller; it returns False where it must not
+    (the synchronous schedule) or cannot (a single domain). Then ``reason`` says why the search ends, as `unknown`.
+    """
+
+    def __init__(self, shrink: Callable[[int], bool]) -> None:
+        self._shrink = shrink
+        self.reason = ""
+
+    def run(self, parents: B, step: Callable[[B], T], give_back: Callable[[B], None]) -> Done[T] | None:
+        """``step(parents)``; None if memory was not enough: the parents are given back then, the next batch is smaller.
+
+        A step that fails must not have added children: it computes first and changes the store last.
+        """
+        try:
+            return Done(step(parents))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            words = " ".join(str(error).split("\n")[0].split(". ")[0].split())
+        # here the exception is gone, and with it the frames that held the step's tensors
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        give_back(parents)
+        count = len(parents)
+        if self._shrink(count):
+            _LOG.warning("out of memory with %d domains in a round (%s): going on with fewer", count, words or "host")
+        else:
+            self.reason = f"out of memory with {count} domains in a round"
+            if count > 1:
+                self.reason += "; lower solver.batch_size"
+        return None

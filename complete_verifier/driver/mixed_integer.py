@@ -1,0 +1,61 @@
+"""The stages `mip` and `bab-refine` of a run: settings, candidates that the original network judges, and fall-backs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from complete_verifier.attack.confirm import confirm
+from complete_verifier.config import Config
+from complete_verifier.driver.questions import Question
+from complete_verifier.events import Listener, Note
+from complete_verifier.incomplete.result import IncompleteResult
+from complete_verifier.mip.clauses import MipResult, solve_clauses
+from complete_verifier.mip.encode import Unsuitable
+from complete_verifier.mip.refine import refine_neurons
+from complete_verifier.mip.settings import MipSettings
+from complete_verifier.spec.counterexample import Counterexample
+
+
+def mip_settings(config: Config) -> MipSettings:
+    """For both stages."""
+    mip = config.solver.mip
+    return MipSettings(
+        processes=mip.parallel_solvers or None,
+        formulation=mip.formulation,
+        early_stop=mip.early_stop,
+        skip_unsafe=mip.skip_unsafe,
+        neuron_seconds=mip.refine_neuron_timeout,
+        refine_share=mip.refine_neuron_time_percentage,
+        window=mip.sliding_window,
+    )
+
+
+def solve_exactly(
+    question: Question, start: IncompleteResult, config: Config, listener: Listener
+) -> tuple[MipResult | None, Counterexample | None]:
+    """Decide the open clauses by their programs; no result where there are none to be had: a line says why."""
+    found: Counterexample | None = None
+
+    def on_candidate(x: np.ndarray) -> bool:
+        nonlocal found
+        found = confirm(question.network, question.prop, x)
+        return found is not None
+
+    try:
+        result = solve_clauses(question.problem, start, mip_settings(config), listener, on_candidate)
+    except Unsuitable as error:
+        listener(Note(f"no mixed-integer program: {error}; branch and bound instead"))
+        return None, None
+    return result, found
+
+
+def refined(question: Question, start: IncompleteResult, config: Config, listener: Listener) -> IncompleteResult:
+    """What the search starts from once unstable neurons are tightened."""
+    done = refine_neurons(question.problem, start, mip_settings(config), listener)
+    listener(
+        Note(
+            f"{done.tightened} bounds of neurons tightened, {done.fixed} neurons made stable in {done.seconds:.1f} s;"
+            f" {int(done.result.proven.sum())} of {len(done.result.proven)} clauses are proved"
+        )
+    )
+    return done.result

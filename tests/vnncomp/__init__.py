@@ -1,0 +1,1 @@
+"""The competition's scripts and what stands behind them."""

@@ -19,8 +19,9 @@ from complete_verifier.driver.instance import OnBounds, run_instance
 from complete_verifier.driver.instances import Instance
 from complete_verifier.driver.interrupts import Interrupts
 from complete_verifier.driver.limits import timeout_seconds
-from complete_verifier.driver.questions import Reader
+from complete_verifier.driver.questions import Question, Reader
 from complete_verifier.events import Event
+from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.problem import Clock
 from complete_verifier.reporting.lines import lines_of
 from complete_verifier.reporting.report import InstanceReport
@@ -61,8 +62,13 @@ def decide(
         context, note = make_context(loaded)
         if note is not None:
             logger.info("%s", note)
-        more = {} if on_bounds is None else {"on_bounds": on_bounds}
-        return run_instance(loaded.config, instance, context, clock, _tell, interrupts, read, **more)
+        return run_instance(
+            loaded.config, instance, context, clock, _tell, interrupts, read, on_bounds=on_bounds or _ignore_bounds
+        )
+
+
+def _ignore_bounds(question: Question, result: IncompleteResult) -> None:
+    return None
 
 
 def without_question(loaded: LoadedConfig) -> LoadedConfig:

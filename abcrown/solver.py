@@ -31,7 +31,7 @@ from complete_verifier.outcome import Verdict
 from complete_verifier.problem import Clock
 from complete_verifier.reporting.report import InstanceReport
 from complete_verifier.reporting.results import statistics
-from complete_verifier.spec.counterexample import parse_counterexample
+from complete_verifier.spec.counterexample import Counterexample, parse_counterexample
 
 Bounds = Mapping[str, tuple[Tensor, Tensor]]
 Settings = ConfigBuilder | Mapping[str, Any] | str | Path | None
@@ -186,8 +186,9 @@ def result_of(
 ) -> SolveResult:
     """What a report says, for Python: the counterexample as tensors."""
     x = y = None
-    if report.counterexample is not None and original is not None:
-        point, kind = parse_counterexample(report.counterexample), opened(original).dtype
+    point = None if report.counterexample is None else _point(report.counterexample)
+    if point is not None and original is not None:
+        kind = opened(original).dtype
         x, y = (torch.from_numpy(np.array([float(v) for v in side]).astype(kind)) for side in (point.x, point.y))
         x = x if input_shape is None else x.reshape(input_shape)
     return SolveResult(
@@ -199,3 +200,11 @@ def result_of(
         counterexample=x,
         output=y,
     )
+
+
+def _point(text: str) -> Counterexample | None:
+    """The counterexample in a text; None if a saver of the user's own (`attack.adv_saver`) has written another form."""
+    try:
+        return parse_counterexample(text)
+    except SpecError:
+        return None

@@ -24,8 +24,8 @@ def _find_packages_in_checkout() -> None:
 def _give_way() -> None:
     """Puts the package in this module's place: the import that found this file ends with it."""
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-    del sys.modules["abcrown"]
-    importlib.import_module("abcrown")
+    del sys.modules[__name__]
+    importlib.import_module(__name__)
 
 
 if __name__ == "abcrown":

@@ -11,7 +11,8 @@ from torch import Tensor
 from auto_LiRPA.bounds.backward import NeuronList, Relaxations, Rows, backward, neuron_rows
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.parallel.store import LocalStore
-from auto_LiRPA.values import Interval
+from auto_LiRPA.values import Interval, LpBall
+from complete_verifier.bab.ball_cuts import MOST_CUTS, BallCuts
 from complete_verifier.bab.domains import Domains, own_columns
 from complete_verifier.branching.layout import Layout, domain_boxes, domain_relaxations
 from complete_verifier.incomplete.result import IncompleteResult
@@ -49,8 +50,6 @@ class LeafSolver:
 
     def solve(self, domain: Domains) -> LeafResult:
         """Decide one leaf (a batch of one domain)."""
-        from scipy.optimize import linprog
-
         clause = domain.clause
         region_index = self.problem.clauses.region[clause]
         own = own_columns(domain)
@@ -64,11 +63,10 @@ class LeafSolver:
         rhs = self.problem.clauses.rhs[clause].double().flatten()
         real = torch.isfinite(rhs)
         goal, offset, rhs = goal[real], offset[real], rhs[real]
-        # of a ball its bounding box: what has no counterexample there has none in the ball
-        box = self.problem.region.interval()
+        # a ball starts as the box around it, and is cut out of that as far as the answer needs it
+        box, ball = self.problem.region.interval(), self._ball(region_index)
         lower = box.lower[region_index].double().flatten().cpu().numpy()
         upper = box.upper[region_index].double().flatten().cpu().numpy()
-        n = len(lower)
         # least t with goal x + offset - rhs <= t on all rows, over the leaf's polytope
         upper_rows = np.concatenate(
             [
@@ -78,16 +76,16 @@ class LeafSolver:
         )
         limits = np.concatenate([(rhs - offset).cpu().numpy(), signs[1]])
         bounds = [*zip(lower, upper, strict=True), (None, None)]
-        result = linprog(
-            np.eye(1, n + 1, n).ravel(), A_ub=upper_rows, b_ub=limits, bounds=bounds, method="highs"
-        )
-        if result.status == 2:
-            return LeafResult(True, None)
-        if result.status != 0:
-            return LeafResult(False, None)
-        if result.x[-1] > LP_MARGIN * (1 + float(rhs.abs().max())):
-            return LeafResult(True, None)
-        return LeafResult(False, result.x[:-1].reshape(self.graph.input_shape))
+        margin = LP_MARGIN * (1 + float(rhs.abs().max()))
+        closed, x = _least(upper_rows, limits, bounds, margin, ball)
+        return LeafResult(closed, None if x is None else x.reshape(self.graph.input_shape))
+
+    def _ball(self, index: Tensor) -> BallCuts | None:
+        region = self.problem.region.pick(index)
+        if not isinstance(region, LpBall):
+            return None
+        center = region.x0.double().flatten().cpu().numpy()
+        return BallCuts(center, float(region.eps.double().flatten()[0]), region.p)
 
     def _affine(self, rows: Rows, relaxations: Relaxations) -> tuple[Tensor, Tensor]:
         """``rows`` as exact affine functions of the input: ``[T, n]``, ``[T]``."""
@@ -116,3 +114,28 @@ class LeafSolver:
             return np.zeros((0, self.graph.nodes[0].size)), np.zeros(0)
         return np.concatenate(parts), np.concatenate(limits)
 
+
+def _least(
+    rows: np.ndarray, limits: np.ndarray, bounds: list[tuple[float | None, float | None]], margin: float,
+    ball: BallCuts | None,
+) -> tuple[bool, np.ndarray | None]:  # fmt: skip
+    """Whether the last variable is above ``margin`` wherever ``rows @ x <= limits`` (in the ball); else a point."""
+    from scipy.optimize import linprog
+
+    goal = np.eye(1, len(bounds), len(bounds) - 1).ravel()
+    x: np.ndarray | None = None
+    for _ in range(MOST_CUTS if ball is not None else 1):
+        result = linprog(goal, A_ub=rows, b_ub=limits, bounds=bounds, method="highs")
+        if result.status == 2:
+            return True, None
+        if result.status != 0:
+            return False, None
+        if result.x[-1] > margin:
+            return True, None
+        x = result.x[:-1]
+        cut = None if ball is None else ball.cut(x)
+        if cut is None:
+            break
+        rows = np.vstack([rows, np.append(cut[0], 0.0)])
+        limits = np.append(limits, cut[1])
+    return False, x if ball is None or x is None else ball.inside(x)

@@ -100,7 +100,7 @@ class _Search:
         self.roots = root_domains(problem, start, make_layout(problem.graph, start.intermediate), stored)
         self.problem, self.start = shrunk(problem, start)
         self.layout: Layout = make_layout(self.problem.graph, self.start.intermediate)
-        self.tiling = _tiling(self.problem, settings, self.device)
+        self.tiling = make_tiling(self.problem, settings, self.device)
         self.bounder = make_bounder(
             self.problem, self.start, self.layout, ascent_settings(settings, self.device), self.tiling
         )
@@ -284,7 +284,7 @@ def ascent_settings(settings: BabSettings, device: torch.device) -> AscentSettin
     )
 
 
-def _tiling(problem: Problem, settings: BabSettings, device: torch.device) -> Tiling:
+def make_tiling(problem: Problem, settings: BabSettings, device: torch.device) -> Tiling:
     """Heights come from the model and the settings alone."""
     if settings.synchronous:
         return Tiling(SYNCHRONOUS_TILE, True)

@@ -17,7 +17,7 @@ from complete_verifier.config.run_options import RunOptions
 
 # Signed numbers that argparse itself takes for flags: -1e-3, -.5e2, -inf.
 _SIGNED_NUMBER = re.compile(r"-(\.?\d[\d._]*([eE][+-]?\d+)?|\.?inf)", re.IGNORECASE)
-_OURS = ("parallel.", "bab.checkpoint")
+_OURS = ("parallel.", "bab.checkpoint", "bab.refine.")
 
 
 @dataclass(frozen=True, slots=True)

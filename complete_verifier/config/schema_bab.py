@@ -40,6 +40,14 @@ class BabAttack(Section):
     refined_batch_size: OptPositive = option(None, "--refined_batch_size", "Batch for that attack.")
 
 
+class Refine(Section):
+    """Tightening hidden neurons' bounds by small searches of their own, between an attempt and the search (ours)."""
+
+    enabled: Bool = option(False, "--enable_refine", "Tighten the bounds of hidden neurons by branch and bound first.")
+    attempt: NonNegative = option(0.15, "--refine_attempt", "Share of the time left for an attempt without it.")
+    share: NonNegative = option(0.4, "--refine_share", "Share of the time left then that the refinement may take.")
+
+
 class Bab(Section):
     """Branch and bound."""
 
@@ -94,6 +102,7 @@ class Bab(Section):
     checkpoint: OptPositive = option(
         None, "--checkpoint_seconds", "Seconds between two checkpoints of the search; null: 60 with --checkpoint, else none."
     )
+    refine: Refine = section(Refine)
     cut: Cut = section(Cut)
     clip_n_verify: ClipNVerify = section(ClipNVerify)
     branching: Branching = section(Branching)

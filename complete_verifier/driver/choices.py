@@ -8,6 +8,7 @@ from auto_LiRPA.bounds.settings import AlphaSettings, BoundSettings
 from auto_LiRPA.errors import ConfigError
 from complete_verifier.attack.settings import AttackSettings
 from complete_verifier.bab.clip import ClipSettings
+from complete_verifier.bab.refined_search import RefineShare
 from complete_verifier.bab.settings import BabSettings
 from complete_verifier.branching.brancher import METHODS
 from complete_verifier.config import Config, LoadedConfig, literal_dict
@@ -138,6 +139,12 @@ def bab_settings(config: Config) -> BabSettings:
         half_variables=config.solver.alpha_crown.alpha_dtype == "float16",
         clip=_clip_settings(config),
     )
+
+
+def refine_share(config: Config) -> RefineShare | None:
+    """How a search's time is shared with the refinement of hidden neurons; None where that is off."""
+    refine = config.bab.refine
+    return RefineShare(refine.attempt, refine.share) if refine.enabled else None
 
 
 def _clip_settings(config: Config) -> ClipSettings | None:

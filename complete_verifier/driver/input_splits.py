@@ -97,6 +97,7 @@ def input_bab_settings(config: Config) -> InputBabSettings:
         sum_rows=split.sb_sum,
         primary_row=split.sb_primary_spec,
         touch_zero=split.touch_zero_score,
+        candidates=branching.candidates,
         bf_backup_thresh=split.bf_backup_thresh,
         bf_rhs_offset=split.bf_rhs_offset,
         bf_rounds=split.bf_iters,

@@ -23,10 +23,17 @@ from auto_LiRPA.parallel.numerics import full_precision
 from complete_verifier.attack.confirm import confirm
 from complete_verifier.attack.problems import Problems
 from complete_verifier.attack.search import find_counterexample
-from complete_verifier.bab.search import search
+from complete_verifier.bab.keeper import Keeper
+from complete_verifier.bab.refined_search import refined_search
 from complete_verifier.bab.settings import BabProgress, BabResult
 from complete_verifier.config import Config
-from complete_verifier.driver.choices import attack_settings, bab_settings, bound_settings, incomplete_settings
+from complete_verifier.driver.choices import (
+    attack_settings,
+    bab_settings,
+    bound_settings,
+    incomplete_settings,
+    refine_share,
+)
 from complete_verifier.driver.input_splits import notes, resolved, search_input, splits_inputs
 from complete_verifier.driver.instances import Instance
 from complete_verifier.driver.interrupts import DeadlinePassed, Interrupts, Terminated
@@ -125,7 +132,7 @@ class _Run:
         if saved is not None:
             self._note_bounds(question, saved)
             self.on_bounds(question, saved)
-            return self._search(question, saved)
+            return self._search(question, saved, resumed=True)
         order = self.config.attack.pgd_order
         if self._example_violates(question):
             return self._violated("unsafe-pgd")
@@ -312,7 +319,7 @@ class _Run:
             return Outcome(verdict=Verdict.TIMEOUT, stopped_by=f"time limit {self.clock.timeout_s:g} s")
         return Outcome(verdict=Verdict.UNKNOWN, stopped_by=found.stopped_by)
 
-    def _search(self, question: Question, start: IncompleteResult) -> Outcome:
+    def _search(self, question: Question, start: IncompleteResult, resumed: bool = False) -> Outcome:
         """Branch and bound on the clauses that are open."""
         good = trusted(start.intermediate.boxes)
         if good is not None and not bool(good[question.problem.clauses.region[~start.proven]].all()):
@@ -346,8 +353,21 @@ class _Run:
                     self.listener(Note("checkpoints are written where neurons are split, not where inputs are"))
                 found, self.counterexample = search_input(question, start, self.config, self.listener, on_progress)
             else:
-                keeper = None if self.keeping is None else self.keeping.keeper(question.problem, start)
-                found = search(question.problem, start, bab_settings(self.config), on_progress, on_candidate, keeper)
+                keeping = self.keeping
+
+                def keeper(begun: IncompleteResult) -> Keeper | None:
+                    return None if keeping is None else keeping.keeper(question.problem, begun)
+
+                found = refined_search(
+                    question.problem,
+                    start,
+                    bab_settings(self.config),
+                    refine_share(self.config),
+                    on_progress,
+                    on_candidate,
+                    None if keeping is None else keeper,
+                    resumed,
+                )
         self.progress = BabProgress(found.rounds, 0, found.domains_visited, found.worst_bound, found.seconds)
         if self.counterexample is not None:
             return self._violated("unsafe-bab")

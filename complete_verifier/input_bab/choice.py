@@ -34,13 +34,13 @@ def scored(domains: Domains, bounded: Bounded, groups: Groups, settings: ScoreSe
 def tried(
     domains: Domains, order: Tensor, settings: ScoreSettings, bound: Bound, partitions: int, hint: Tensor | None
 ) -> Tensor:
-    """``order`` ``[D, L]`` with the dimension in front whose children have the best bounds.
+    """``order`` ``[D, L]`` with the dimension in front, of those tried, whose children have the best bounds.
 
     A cut's gain is the mean over its children of what their worst clause gains on the parent's; more than a proof
     gains nothing. Where the best gain is below ``bf_backup_thresh`` the order stays.
     """
     count, inputs = domains.lower.shape
-    possible = cuttable(domains.lower, domains.upper)
+    possible = cuttable(domains.lower, domains.upper) & _candidates(domains, order, settings.candidates)
     domain, dimension = possible.nonzero(as_tuple=True)
     if len(domain) == 0:
         return order
@@ -64,6 +64,14 @@ def tried(
     behind = order.gather(1, rank.argsort(dim=1, stable=True))
     moved = torch.where((order == front).any(1, keepdim=True), behind, torch.cat([front, order[:, :-1]], 1))
     return torch.where(usable[:, None], moved, order)
+
+
+def _candidates(domains: Domains, order: Tensor, count: int) -> Tensor:
+    """Dimensions ``[D, m]`` to try: the first of each order, and the widest."""
+    first = order[:, :count].to(torch.int64)
+    chosen = torch.zeros_like(domains.lower, dtype=torch.bool)
+    chosen.scatter_(1, widths(domains).argmax(1, keepdim=True), True)
+    return chosen.scatter_(1, first.clamp_min(0), (first >= 0) | chosen.gather(1, first.clamp_min(0)))
 
 
 def _gain(

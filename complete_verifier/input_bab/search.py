@@ -29,13 +29,14 @@ from complete_verifier.problem import Problem
 # Shares of the time left, and seconds, that one round may be planned to take.
 _ROUND_SHARE = 0.1
 _LONGEST_ROUND_S = 2.0
-# A round of so few boxes is all overhead: it is not cut down, and never counts for the time of a box.
-_LEAST_BATCH = 32
+# A round of so few boxes is all overhead: it is not cut down for time. (Passes look at the clock tile by tile.)
+_LEAST_BATCH = 256
 # Dimensions that are ordered for cuts of several levels.
 _MOST_LEVELS = 10
 # Candidates offered in a round and in all, and the share of the search's time that attacks may take.
 _OFFERED_PER_ROUND, _OFFERED = 2, 40
 _ATTACK_SHARE = 0.1
+_FIRST_BOXES = 32  # the worst of the first round are attacked with more effort, if that is asked for
 TIME_LIMIT = "time limit"
 
 OnProgress = Callable[[InputBabProgress], None]
@@ -256,7 +257,7 @@ class _Search:
         if not first and (not due or self.state.attack_seconds > _ATTACK_SHARE * elapsed):
             return
         began = time.monotonic()
-        worst, newest = store.look(check.boxes if not first else self.settings.batch_size), store.newest()
+        worst, newest = store.look(max(check.boxes, _FIRST_BOXES) if first else check.boxes), store.newest()
         boxes = Domains(*(torch.cat(pair) for pair in zip(worst.tensors(), newest.tensors(), strict=True)))
         domain, position = boxes.open.nonzero(as_tuple=True)
         clause = self.groups.clause[boxes.group][domain, position]

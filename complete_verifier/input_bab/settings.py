@@ -23,7 +23,8 @@ class ScoreSettings:
     sum_rows: bool = False  # add the rows' scores up instead of taking the largest
     primary_row: int | None = None  # score this row of a clause only
     touch_zero: float = 0.0  # bonus, times the width, for dimensions whose interval touches 0
-    # brute force: every dimension is tried
+    # brute force: these many best dimensions by sb, and the widest one, are tried
+    candidates: int = 1_000_000
     bf_backup_thresh: float = -1.0  # a best gain below this leaves the choice to sb
     bf_rhs_offset: float = 0.0  # added to right-hand sides while dimensions are tried
     bf_rounds: float = math.inf  # rounds after which sb chooses

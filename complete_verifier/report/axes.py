@@ -79,16 +79,6 @@ def picture(title: str, *parts: Markup, height: float = HEIGHT) -> Markup:
     return element("svg", *parts, viewBox=box, role="img", aria_label=title, class_="plot")
 
 
-def legend(entries: Iterable[tuple[str, str]], x: float, y: float) -> Markup:
-    """Names with a sample each: (class, name), one below the other."""
-    parts = []
-    for number, (kind, name) in enumerate(entries):
-        at = y + 20 * number
-        parts.append(element("line", x1=x, x2=x + 22, y1=at, y2=at, class_=f"line {kind}"))
-        parts.append(element("text", name, x=x + 30, y=at + 4, class_="mark"))
-    return join(parts)
-
-
 def _round_marks(high: float) -> list[float]:
     power = 10.0 ** math.floor(math.log10(high / 4)) if high > 4 else 1.0
     step = next((s * power for s in (1, 2, 5, 10) if high / (s * power) <= 6), 10 * power)

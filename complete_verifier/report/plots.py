@@ -16,13 +16,13 @@ from complete_verifier.report.axes import (
     WIDTH,
     Scale,
     frame,
-    legend,
     linear_scale,
     log_scale,
     picture,
 )
 from complete_verifier.report.markup import Markup, element, join
 from complete_verifier.report.numbers import duration
+from complete_verifier.reporting.rows import SOLVED
 
 _LEAST = 0.01  # shorter times are drawn as this
 _MOST_MARKERS = 60
@@ -44,7 +44,9 @@ def cactus_plot(analysis: Analysis) -> Markup:
     if reference is not None and theirs:
         names.append(("theirs", f"{reference.name} ({len(theirs)})"))
     title = f"{len(ours)} of {len(entries)} instances solved, each within its time"
-    return picture(title, frame(x, y, "instances solved", "seconds each"), *lines, legend(names, LEFT + 14, TOP + 14))
+    key = [element("span", element("i", class_=f"stroke {kind}"), told) for kind, told in names]
+    drawn = picture(title, frame(x, y, "instances solved", "seconds each"), *lines)
+    return join([element("p", *key, class_="key"), drawn])
 
 
 def _steps(points: Sequence[tuple[int, float]], x: Scale, y: Scale, kind: str) -> Markup:
@@ -102,7 +104,11 @@ def scatter_plot(analysis: Analysis) -> Markup:
     name = analysis.reference.name
     dots = [_dot(entry, x, y, name) for entry in sorted(entries, key=lambda entry: entry.wrong or entry.disputed)]
     title = f"seconds of each instance: {name} across, this sweep upwards"
-    return picture(title, _bands(x, y), frame(x, y, f"{name}, seconds", "this sweep, seconds"), _diagonals(x, y), *dots)
+    axes = frame(x, y, f"{name}, seconds", "this sweep, seconds")
+    names = [*SOLVED, *(["contradicts"] if any(entry.wrong or entry.disputed for entry in entries) else [])]
+    key = [element("span", element("i", class_=f"spot {kind}"), kind) for kind in names]
+    drawn = picture(title, _bands(x, y), axes, _diagonals(x, y), *dots)
+    return join([element("p", *key, class_="key"), drawn])
 
 
 def _bands(x: Scale, y: Scale) -> Markup:

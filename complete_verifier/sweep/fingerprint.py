@@ -45,8 +45,9 @@ class Fingerprints:
     """Fingerprints of the rows of one run. Each file is read once; what cannot be read counts as empty."""
 
     def __init__(self, config: Config) -> None:
-        self._settings = settings_text(config)
         self._files: dict[Path, str] = {}
+        weights = "" if config.model.path is None else self._file(Path(config.model.path))
+        self._settings = settings_text(config) + weights
 
     def of(self, network: Path, specification: Path, timeout_s: float) -> str:
         """The fingerprint of one row: by the content of its files, not by their names."""

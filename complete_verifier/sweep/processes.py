@@ -25,6 +25,8 @@ _BOOT = (
     "from complete_verifier.sweep.forkserver import serve;"
     "serve(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), sys.argv[5:])"
 )
+# "Is there a GPU?" must not start CUDA in the process that is forked from: it would be unusable in all others.
+_ENVIRONMENT = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 _LOG_TAIL = 1 << 16
 
 
@@ -143,6 +145,7 @@ class Processes:
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=(theirs.fileno(),),
+                env={**os.environ, **_ENVIRONMENT},
                 start_new_session=True,  # Ctrl-C is for the sweep
             )
         self._control, self._ready = ours, False

@@ -33,7 +33,7 @@ LAYERS: dict[str, tuple[frozenset[str], ...]] = {
         frozenset({"driver", "vnncomp"}),
         frozenset({"entry"}),
     ),
-    "abcrown": (frozenset({"entry"}),),
+    "abcrown": (frozenset({"language"}), frozenset({"entry"})),
 }
 # Which package may import which other one.
 BELOW = {"auto_LiRPA": (), "complete_verifier": ("auto_LiRPA",), "abcrown": ("auto_LiRPA", "complete_verifier")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -99,6 +100,7 @@ def steps_of_a_write(monkeypatch: pytest.MonkeyPatch, fail_at: int | None) -> li
         os.truncate(path, path.stat().st_size // 2)
 
     monkeypatch.setattr(writing, "write_tensors", counted("part", write_tensors, torn))
+    monkeypatch.setattr(writing.json, "dumps", counted("dumps", json.dumps, None))
     monkeypatch.setattr(writing.os, "fsync", counted("fsync", os.fsync, None))
     monkeypatch.setattr(writing.os, "replace", counted("replace", os.replace, None))
     monkeypatch.setattr(Path, "unlink", counted("unlink", Path.unlink, None))

@@ -95,9 +95,31 @@ def test_cut_off_again_and_again(kind: str, tmp_path: Path, monkeypatch: pytest.
         folder, gen = tmp_path / name, random.Random(7)
         result, parts = begin(case, folder, SETTINGS, gen.randint(1, 3)), 1
         while result is None:
+            ids = [i for piece in Checkpoint.read(folder).pieces() for i in piece["0000"].tolist()]
+            assert len(set(ids)) == len(ids)
             result, parts = go_on(case, folder, SETTINGS, gen.randint(1, 5)), parts + 1
         assert result.closed and result.stopped_by == "all domains closed"
         assert parts > 2
+
+
+@pytest.mark.usefixtures("often")
+def test_cut_off_within_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parents of a round that is lost are in the checkpoint before it: the leaves still cover the root."""
+    case, left = hard("mlp", holds=True), [2]
+    bound = ReluBounder.bound
+
+    def cut_in(self: ReluBounder, *given: object) -> object:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Cut
+        return bound(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ReluBounder, "bound", cut_in)
+    result, parts = begin(case, tmp_path, SETTINGS, 10**6), 1
+    while result is None:
+        left[0] = 3
+        result, parts = go_on(case, tmp_path, SETTINGS, 10**6), parts + 1
+    assert result.closed and parts > 2
 
 
 @pytest.mark.usefixtures("often")
@@ -113,6 +135,20 @@ def test_the_tree_is_the_same_as_without_the_cut(tmp_path: Path) -> None:
         assert again is not None
         ours, theirs = ((r.closed, r.rounds, r.domains_visited) for r in (again, whole))
         assert ours == theirs
+
+
+@pytest.mark.usefixtures("often")
+def test_numbers_go_on_where_they_were(tmp_path: Path) -> None:
+    """After a limit of 6 rounds: the same counters and ids whether it was cut off after 3 or not."""
+    case, limited = hard("mlp", holds=True), replace(SETTINGS, synchronous=True, max_iterations=6)
+    assert begin(case, tmp_path / "cut", limited, 3) is None
+    assert go_on(case, tmp_path / "cut", limited, 10**6) is not None
+    assert begin(case, tmp_path / "whole", limited, 10**6) is not None
+    cut, whole = (Checkpoint.read(tmp_path / name) for name in ("cut", "whole"))
+    first, second = ({k: v for k, v in found.state.items() if k != "seconds"} for found in (cut, whole))
+    assert first == second and int(str(first["next_id"])) > 6
+    ids = [sorted(i for piece in found.pieces() for i in piece["0000"].tolist()) for found in (cut, whole)]
+    assert ids[0] == ids[1]
 
 
 @pytest.mark.usefixtures("often")

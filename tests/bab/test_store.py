@@ -153,6 +153,19 @@ def test_the_worst_stay_in_the_fast_tier(tmp_path: Path) -> None:
     store.close()
 
 
+def test_the_best_go_down_first(tmp_path: Path) -> None:
+    """Batch after batch, what stays in each tier comes before all that lies further down."""
+    store = DomainStore(toy([0]), "worst_first", StoreBudget(40 * ROW, 60 * ROW, tmp_path), 4)
+    margins = torch.randperm(200, generator=torch.Generator().manual_seed(1)).float()
+    for first in range(0, 200, 20):
+        store.add(toy(range(first, first + 20)), margins[first : first + 20])
+        tiers = [[float(margins[i]) for i in _ids(store, number)] for number in range(3)]
+        for upper, lower in zip(tiers, tiers[1:], strict=False):
+            assert not lower or (upper and max(upper) < min(lower))
+    assert all(tiers)
+    store.close()
+
+
 def _ids(store: DomainStore[Toy], number: int) -> list[int]:
     level = store._levels[number]
     return [int(i) for slots, _ in level.payload.pieces(level.keys.rank) for i in level.keys.pick(slots).id]

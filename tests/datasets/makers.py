@@ -60,7 +60,7 @@ class Case:
             "X": x, "labels": labels, "data_min": np.zeros((1, 5), np.float32), "data_max": np.ones((1, 5), np.float32),
             "eps": np.float64(eps), "runnerup": second, "target_label": (labels + 1) % 3,
         } | more  # fmt: skip
-        np.savez(folder / "data.npz", **data)
+        np.savez(folder / "data.npz", **data)  # type: ignore[arg-type]
         (folder / "loader.py").write_text(LOADER)
         return cls(folder, layers, x, labels)
 
@@ -76,9 +76,9 @@ class Case:
         for path, value in settings.items():
             section, key = path.split("__")
             lines.setdefault(section, {})[key] = value
-        path = self.folder / "config.yaml"
-        path.write_text(json.dumps(lines))
-        return path
+        file = self.folder / "config.yaml"
+        file.write_text(json.dumps(lines))
+        return file
 
 
 @dataclass(frozen=True)

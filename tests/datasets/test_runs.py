@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,13 +27,13 @@ def margins(case: Case, index: int, points: np.ndarray) -> np.ndarray:
 
 
 # The range of the data: wide enough not to cut the regions.
-WIDE = {"data_min": np.full((1, 5), -9, np.float32), "data_max": np.full((1, 5), 9, np.float32)}
+WIDE: dict[str, Any] = {"data_min": np.full((1, 5), -9, np.float32), "data_max": np.full((1, 5), 9, np.float32)}
 
 
 @pytest.mark.parametrize("eps", [0.05, 0.7])
 @pytest.mark.parametrize("kind", ["verified-acc", "specify-target"])
 def test_verdicts_are_those_of_the_same_question_as_a_file(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, eps: float, kind: str
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, eps: float, kind: Any
 ) -> None:
     case = Case.make(tmp_path, eps=eps, **WIDE)
     ran = run(capsys, case, specification__robustness_type=kind)
@@ -40,7 +41,7 @@ def test_verdicts_are_those_of_the_same_question_as_a_file(
     stored = np.load(tmp_path / "data.npz")
     data = dataset_from_loader(dict(stored), norm=np.inf, radius=None, source="data")
     for index, status in ran.statuses.items():
-        spec = data.property(index, kind, n_outputs=3, threshold=0.0, boxes=False)  # type: ignore[arg-type]
+        spec = data.property(index, kind, n_outputs=3, threshold=0.0, boxes=False)
         (tmp_path / "p.vnnlib").write_text(print_vnnlib(spec))
         files = str(tmp_path / "net.onnx"), str(tmp_path / "p.vnnlib")
         other = run_file(capsys, tmp_path, files, "--pgd_restarts", "5", "--pgd_steps", "20")
@@ -107,18 +108,19 @@ def test_boxes_of_the_loader(capsys: pytest.CaptureFixture[str], tmp_path: Path)
 
 def test_which_examples_are_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     case = Case.make(tmp_path, n=6, eps=0.001)
-    quick = {"attack__pgd_order": "skip", "general__complete_verifier": "skip"}
+    quick: dict[str, Any] = {"attack__pgd_order": "skip", "general__complete_verifier": "skip"}
     (tmp_path / "ids.txt").write_text("5 3\n1,0")
-    for settings, wanted in (
+    choices: list[tuple[dict[str, Any], list[int]]] = [
         ({"data__start": 4}, [4, 5]),
         ({"data__start": 1, "data__end": 3}, [1, 2]),
         ({"data__select_instance": [3, 0]}, [0, 3]),
         ({"data__data_idx_file": str(tmp_path / "ids.txt"), "data__end": 2}, [3, 5]),
-    ):
-        assert sorted(run(capsys, case, **quick, **settings).statuses) == wanted  # type: ignore[arg-type]
+    ]
+    for settings, wanted in choices:
+        assert sorted(run(capsys, case, **quick, **settings).statuses) == wanted
 
 
-BAD = {
+BAD: dict[str, tuple[dict[str, Any], str]] = {
     "clean-acc": ({"specification__robustness_type": "clean-acc"}, "asks nothing about a region"),
     "outputs": ({"data__num_outputs": 4}, "three outputs"),
     "start": ({"data__start": 9}, "data.start = 9"),
@@ -133,7 +135,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
     settings, message = BAD[name]
-    ran = run(capsys, Case.make(tmp_path), **settings)  # type: ignore[arg-type]
+    ran = run(capsys, Case.make(tmp_path), **settings)
     assert ran.code == 2 and message in ran.err
     assert len(ran.err.strip().splitlines()) == 1
 

@@ -15,7 +15,14 @@ from complete_verifier.config import check_supported, load_config
 from complete_verifier.config.flags import parse_command_line
 from tests.support import ROOT
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/results.md", "docs/custom_operator.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/architecture.md",
+    "docs/results.md",
+    "docs/custom_operator.md",
+    "docs/vnncomp.md",
+)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from complete_verifier.config import Config, load_mapping
 from complete_verifier.driver.input_splits import input_bab_settings, notes, resolved, splits_inputs
-from tests.end_to_end.runs import COMMON, Hard, replay, run
+from tests.end_to_end.runs import Hard, run
 
 
 def config(**sections: object) -> Config:
@@ -61,11 +61,12 @@ def test_bound_methods(method: str, expected: str) -> None:
 
 
 def test_settings_follow_the_configuration() -> None:
+    clip = {"enabled": True, "clip_type": "complete", "clip_iterations": 2}
     found = input_bab_settings(
         config(
             solver={"batch_size": 7, "min_batch_size_ratio": 0.5},
             bab=split(split_hint=[1.0, 2.0], split_partitions=3, adv_check=-1, sb_sum=True, reorder_bab=True)
-            | {"clip_n_verify": {"clip_input_domain": {"enabled": True, "clip_type": "complete", "clip_iterations": 2}}},
+            | {"clip_n_verify": {"clip_input_domain": clip}},
             attack={"pgd_order": "after", "input_split_check_adv": {"max_num_domains": 3}},
         )
     )
@@ -79,7 +80,7 @@ def test_settings_follow_the_configuration() -> None:
     assert forced.check.enabled
 
 
-HARD = Hard.make([3, 16, 16, 2], 3)
+HARD = Hard.make([3, 12, 12, 2], 3)
 SPLIT = ("--enable_input_split", "--branching_method", "sb", "--bound_prop_method", "crown", "--batch_size", "64")
 
 
@@ -94,10 +95,12 @@ SPLIT = ("--enable_input_split", "--branching_method", "sb", "--bound_prop_metho
     ],
 )
 @pytest.mark.parametrize(("margin", "verdict"), [(-0.02, "unsat"), (0.02, "sat")])
-def test_runs_of_the_command_line(tmp_path: Path, flags: tuple[str, ...], margin: float, verdict: str) -> None:
+def test_runs_of_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], margin: float, verdict: str
+) -> None:
     """Thresholds to both sides of the exact optimum; attacks happen within the search only."""
-    network, spec = HARD.write(tmp_path, margin)
-    done = run(tmp_path, network, spec, *COMMON, *flags, "--pgd_order", "input_bab", "--timeout", "60")
-    assert done.verdict == verdict
+    done = run(capsys, tmp_path, HARD.write(tmp_path, margin), *flags, "--pgd_order", "input_bab", "--timeout", "60")
+    assert (done.code, done.word) == (0, verdict), done.err
+    assert "BaB round" in done.out or verdict == "sat"
     if verdict == "sat":
-        replay(done, network, spec)
+        assert "verified_status unsafe-bab" in done.out and done.results is not None and "X_0" in done.results

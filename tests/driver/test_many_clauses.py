@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from auto_LiRPA.bounds.settings import AlphaSettings, BoundSettings
+from auto_LiRPA.bounds.settings import AlphaSettings, BoundSettings, Reduction
 from auto_LiRPA.graph.run import evaluate
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.settings import ParallelSettings
@@ -111,7 +111,7 @@ def test_places_without_a_row_may_repeat_one() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean", "min", "max"])
-def test_every_way_to_sum_rows_up_is_sound_and_no_worse_than_crown(reduction: str) -> None:
+def test_every_way_to_sum_rows_up_is_sound_and_no_worse_than_crown(reduction: Reduction) -> None:
     problem, worst = many(60, 3)
     alpha = replace(problem.bounds.alpha, reduction=reduction, iterations=15)
     problem = replace(problem, bounds=replace(problem.bounds, alpha=alpha))

@@ -11,11 +11,12 @@ import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
+from auto_LiRPA.errors import ConfigError
 from complete_verifier.__main__ import main
 from complete_verifier.attack.onnx_network import OnnxNetwork
 from complete_verifier.config import load_mapping
 from complete_verifier.driver.choices import bound_settings
-from complete_verifier.reporting.table import read_table
+from complete_verifier.driver.instances import listed_instances, network_name
 from tests.end_to_end.runs import COMMON, Hard, run
 
 QUICK = ("--pgd_restarts", "5", "--pgd_steps", "20")
@@ -78,7 +79,9 @@ def test_a_last_layer_is_peeled_off(
     """The verdict is that of the whole network, whose own outputs stand in the counterexample."""
     model = onnx.load(hard.write(tmp_path, 0.0)[0])
     name = "s" if trailing else "out"
-    nodes = [helper.make_node(layer, ["y"], [name], **({"axis": -1} if layer == "Softmax" else {}))]
+    nodes = [helper.make_node("Sigmoid", ["y"], [name])]
+    if layer == "Softmax":
+        nodes = [helper.make_node("Softmax", ["y"], [name], axis=-1)]
     if trailing:
         nodes.append(helper.make_node("Flatten", ["s"], ["out"]))
     onnx.save(with_last(model, *nodes), tmp_path / "net.onnx")
@@ -124,18 +127,26 @@ def test_a_softmax_along_another_axis_is_not_peeled_off(
     assert found.code == 2 and "does not run over all outputs" in found.err
 
 
-def test_prefixes_of_a_list(capsys: pytest.CaptureFixture[str], tmp_path: Path, hard: Hard) -> None:
-    for name in ("nets", "props"):
-        (tmp_path / name).mkdir()
-    network, specification = (Path(path) for path in hard.write(tmp_path, -0.1))
-    network.rename(tmp_path / "nets" / "net.onnx")
-    specification.rename(tmp_path / "props" / "p.vnnlib")
+def test_prefixes_and_names_in_a_list(tmp_path: Path) -> None:
+    settings: dict[str, dict[str, object]] = {
+        "general": {"root_path": str(tmp_path), "csv_name": "list.csv"},
+        "model": {"onnx_path_prefix": "nets"},
+        "specification": {"vnnlib_path_prefix": "props"},
+    }
     (tmp_path / "list.csv").write_text("net.onnx,p.vnnlib,30\n")
-    flags = ["--root_path", str(tmp_path), "--csv_name", "list.csv", "--results_file", str(tmp_path / "t.csv")]
-    prefixes = ["--onnx_path_prefix", "nets", "--vnnlib_path_prefix", "props"]
-    (tmp_path / "config.yaml").write_text("{}")
-    assert main([*flags, *prefixes, *COMMON, *QUICK]) == 0
-    assert [row.verdict for row in read_table(tmp_path / "t.csv")] == ["unsat"]
+    (instance,) = listed_instances(load_mapping(settings).config)
+    assert instance.network == tmp_path / "nets" / "net.onnx" and instance.timeout_s == 30
+    assert instance.specification == tmp_path / "props" / "p.vnnlib"
+    (tmp_path / "list.csv").write_text("p.vnnlib\n")
+    settings["model"] = {"name": "resnet2b"}
+    (instance,) = listed_instances(load_mapping(settings).config)
+    assert str(instance.network) == "resnet2b" and instance.specification == tmp_path / "props" / "p.vnnlib"
+    (tmp_path / "list.csv").write_text("net.onnx,p.vnnlib,30\n")
+    with pytest.raises(ConfigError, match="line 1: names a network, and so does model.name"):
+        listed_instances(load_mapping(settings).config)
+    settings["model"] = {"path": "weights.pth"}
+    with pytest.raises(ConfigError, match="model.path holds weights"):
+        network_name(load_mapping(settings).config)
 
 
 def test_preparing_reads_everything_and_writes_nothing(
@@ -168,14 +179,13 @@ def test_options_of_bounded_modules_and_the_loss_act() -> None:
 
 def test_a_torch_module_by_name_and_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The module judges counterexamples; the shape has to be said."""
-    declared = "".join(f"(declare-const X_{i} Real)\n(assert (>= X_{i} 0)) (assert (<= X_{i} 0.01))\n" for i in range(784))
+    declared = "".join(f"(declare-const X_{i} Real)\n" for i in range(784))
+    declared += "".join(f"(assert (>= X_{i} 0)) (assert (<= X_{i} 0.01))\n" for i in range(784))
     declared += "".join(f"(declare-const Y_{j} Real)\n" for j in range(10))
-    for text, word in (("(assert (<= Y_0 100))", "sat"), ("(assert (>= Y_0 100))", "unsat")):
-        (tmp_path / "p.vnnlib").write_text(declared + text)
-        flags = ["--model", "mnist_tiny_mlp", "--vnnlib_path", str(tmp_path / "p.vnnlib"), *COMMON]
-        out = tmp_path / "out.txt"
-        shape = ["--input_shape", "-1", "1", "28", "28"]
-        assert main([*flags, *shape, "--results_file", str(out)]) == 0
-        assert out.read_text().split("\n")[0] == word
+    (tmp_path / "p.vnnlib").write_text(declared + "(assert (<= Y_0 100))")
+    flags = ["--model", "mnist_tiny_mlp", "--vnnlib_path", str(tmp_path / "p.vnnlib"), *COMMON]
+    out = tmp_path / "out.txt"
+    assert main([*flags, "--input_shape", "-1", "1", "28", "28", "--results_file", str(out)]) == 0
+    assert out.read_text().startswith("sat\n((X_0 ")
     assert main([*flags, "--results_file", str(out)]) == 2
     assert "model.input_shape is missing" in capsys.readouterr().err

@@ -168,7 +168,7 @@ CASES: dict[str, tuple[Case, tuple[str, ...]]] = {
     "YAML no YAML": (yaml("general: [1, 2"), ("c.yaml", "line")),
     "YAML key unknown": (yaml("bab: {timeuot: 3}"), ("c.yaml", "bab.timeuot", "timeout")),
     "YAML value unknown": (yaml("bab: {branching: {reduceop: median}}"), ("c.yaml", "reduceop", "mean")),
-    "setting that changes the question": (flags("--rhs_offset", "0.1"), ("rhs_offset", "not supported")),
+    "setting that changes the question": (flags("--epsilon", "0.1"), ("specification.epsilon", "of a data set")),
     "placement that is not there": (flags("--parallel_mode", "fsdp"), ("parallel", "not supported")),
     "plan": (flags("--plan"), ("--plan", "not supported")),
     "results file a folder": (lambda d: words(good(d), "--results_file", str(d)), ("results_file", "folder")),

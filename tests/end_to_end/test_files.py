@@ -75,7 +75,7 @@ def test_an_internal_fault_is_one_line_and_code_1(
     def broken(*args: object) -> None:
         raise KeyError("lost")
 
-    monkeypatch.setattr("complete_verifier.driver.instance.read_question", broken)
+    monkeypatch.setattr("complete_verifier.driver.instance.FileReader", broken)
     done = run(capsys, tmp_path, SMALL.write(tmp_path, -20.0))
     assert (done.code, done.results) == (1, None)
     assert done.err.count("\n") == 1 and "internal error: KeyError" in done.err

@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import linprog
 
 from auto_LiRPA.values import Box
-from complete_verifier.input_bab.clip import clip, half_spaces, least_value
+from complete_verifier.input_bab.clip import _outward, clip, half_spaces, least_value
 from complete_verifier.input_bab.region import CutBox
 from tests.input_bab.cases import all_groups, domains_of, input_case, points_in
 
@@ -20,7 +20,7 @@ from tests.input_bab.cases import all_groups, domains_of, input_case, points_in
 def test_no_point_of_the_half_spaces_is_lost(dtype: torch.dtype, iterations: int) -> None:
     """Rows are evaluated in exact float64 arithmetic of float32 numbers; the hull is over the open clauses."""
     gen = torch.Generator().manual_seed(0)
-    groups = all_groups(input_case("mlp", 2, regions=1).problem)
+    groups = next(g for g in (all_groups(input_case("mlp", seed).problem) for seed in range(20)) if g.shape[0] > 1)
     count, g, r, m = 200, groups.shape[0], 3, 3
     lower = torch.randn(count, m, generator=gen).to(dtype)
     upper = lower + torch.rand(count, m, generator=gen).to(dtype)
@@ -56,6 +56,16 @@ def test_rounding_of_the_passes_is_allowed_for() -> None:
         half = half_spaces(coef, constant, torch.ones(1, g, 1, dtype=torch.bool), lower, upper)
         clipped, empty = clip(domains, half, 1)
         assert not bool(empty.any()) and float(clipped.lower[0, 0]) == 100.0 and float(clipped.upper[0, 0]) >= 100.0
+
+
+def test_ends_of_boxes_are_rounded_outwards() -> None:
+    gen = torch.Generator().manual_seed(3)
+    value = torch.randn(500, generator=gen, dtype=torch.float64)
+    like = torch.zeros(500)
+    low, high = _outward(value, like, down=True), _outward(value, like, down=False)
+    assert low.dtype == torch.float32
+    assert bool((low.double() <= value).all() and (high.double() >= value).all())
+    assert bool((torch.nextafter(low, low + 1) >= high).all()), "further than the next number"
 
 
 def test_nothing_known_clips_nothing() -> None:

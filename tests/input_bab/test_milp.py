@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from auto_LiRPA.values import Box
-from complete_verifier.input_bab.settings import ClipSettings, InputBabSettings, ScoreSettings
+from complete_verifier.input_bab.settings import BoundMethod, ClipSettings, InputBabSettings, ScoreSettings
 from tests.bab.problems import Case
 from tests.input_bab.cases import covers, decide, first_bounds, input_case
 
@@ -21,7 +21,7 @@ SCORES = {
     "brute-force": ScoreSettings(method="brute-force", bf_zero_crossing=True),
     "brute-force then sb": ScoreSettings(method="brute-force", bf_rounds=2, bf_backup_thresh=0.01),
 }
-BOUNDS = ("crown", "forward+crown", "alpha-crown", "crown-ibp", "ibp", "forward")
+BOUNDS: tuple[BoundMethod, ...] = ("crown", "forward+crown", "alpha-crown", "crown-ibp", "ibp", "forward")
 CLIPS = (ClipSettings(), ClipSettings(enabled=True, iterations=2), ClipSettings(enabled=True, complete=True))
 
 

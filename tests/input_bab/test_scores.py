@@ -14,7 +14,7 @@ from complete_verifier.input_bab.choice import tried
 from complete_verifier.input_bab.domains import Domains
 from complete_verifier.input_bab.scores import best_dimensions, sensitivity, widths
 from complete_verifier.input_bab.settings import ScoreSettings
-from complete_verifier.input_bab.split import cut
+from complete_verifier.input_bab.split import cut, cuttable
 from tests.input_bab.cases import all_groups, domains_of, input_case, root_domains
 from tests.input_bab.test_bounds import bounder_of
 
@@ -103,3 +103,24 @@ def test_brute_force_gives_way_below_its_threshold() -> None:
         order = best_dimensions(domains, -widths(domains), 2)
         settings = ScoreSettings(method="brute-force", bf_backup_thresh=1e9)
         assert torch.equal(tried(domains, order, settings, lambda d: bounder.bound(d).margin, 2, None), order)
+
+
+def test_only_candidates_are_tried() -> None:
+    """The best by the order and the widest one: of four dimensions at most two are bounded."""
+    case = input_case("mlp", 1)
+    bounder = bounder_of(case)
+    domains = root_domains(case.problem, bounder, 6, torch.Generator().manual_seed(2))
+    sizes: list[int] = []
+
+    def counted(children: Domains) -> Tensor:
+        sizes.append(len(children))
+        return bounder.bound(children).margin
+
+    with torch.no_grad():
+        domains = replace(domains, margin=bounder.bound(domains).margin)
+        order = best_dimensions(domains, -widths(domains), domains.lower.shape[1])
+        for count in (1, 1_000_000):
+            found = tried(domains, order, ScoreSettings(method="brute-force", candidates=count), counted, 2, None)
+            allowed = found[:, 0] == order[:, 0]
+            assert count > 1 or bool((allowed | (found[:, 0] == widths(domains).argmax(1))).all())
+    assert sizes[0] == 2 * 2 * 6 and sizes[1] == 2 * int(cuttable(domains.lower, domains.upper).sum())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import complete_verifier.input_bab.search as searching
+import complete_verifier.input_bab.split as splitting
 from auto_LiRPA.errors import OutOfTime
 from auto_LiRPA.values import Box
 from complete_verifier.input_bab.bounding import Bounded, Bounder
@@ -117,10 +118,8 @@ def test_one_box_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_lost_child_shows_in_the_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check of coverage that the other tests lean on sees a search that drops a box."""
-    cut = searching.cut
-
     def careless(*words: object) -> Domains:
-        children = cut(*words)  # type: ignore[arg-type]
+        children = splitting.cut(*words)  # type: ignore[arg-type]
         return children.pick(torch.arange(len(children) - 1))
 
     case = hard(True)
@@ -182,8 +181,8 @@ def test_the_attack_sees_the_worst_boxes_and_the_newest() -> None:
 
 
 def test_progress_and_volume() -> None:
-    case, seen = hard(True), []
-    found: list[InputBabProgress] = seen
+    case = hard(True)
+    found: list[InputBabProgress] = []
     result = search_boxes(
         case.problem, first_bounds(case.problem), replace(SLOW, show_volume=True), on_progress=found.append
     )
@@ -218,8 +217,11 @@ def test_levels_and_batches_fit_what_is_asked() -> None:
     assert searcher._levels(short) == 1
     searcher.settings = replace(FAST, batch_size=64, reorder=True)
     assert searcher._batch(1000) == 128 and searcher._batch(5) == 5
-    searcher.state.batch, searcher.state.seconds = 100, 100.0
-    assert searcher._batch(1000) == 32  # a round that took so long is cut to the least batch
+    searcher.settings = replace(FAST, batch_size=4096)
+    searcher.state.batch, searcher.state.seconds = 2000, 100.0
+    assert searcher._batch(4000) == 500
+    searcher.state.batch = 400
+    assert searcher._batch(4000) == 256  # a round that took so long is cut to the least batch
     searcher.state.memory_limit = 7
     assert searcher._batch(1000) == 7
 

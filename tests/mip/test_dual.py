@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 from complete_verifier.mip.dual import safe_lower_bound
 
 
-def _program(seed: int) -> tuple[Any, ...]:
+def _program(seed: int) -> Any:
     gen = np.random.default_rng(seed)
     rows = gen.normal(size=(6, 5)) * (gen.uniform(size=(6, 5)) < 0.7)
     lower, upper = -gen.uniform(0, 2, size=5), gen.uniform(0, 2, size=5)
@@ -33,16 +33,32 @@ def _optimum(cost: Any, rows: Any, limits: Any, equality: Any, lower: Any, upper
     return found.fun, best
 
 
+def _bound(program: Any, multipliers: np.ndarray) -> float:
+    cost, rows, limits, equality, lower, upper = program
+    return safe_lower_bound(cost, rows, limits, equality, lower, upper, multipliers)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_any_multipliers_bound_and_the_best_ones_are_exact(seed: int) -> None:
     program = _program(seed)
     optimum, best = _optimum(*program)
-    assert optimum - 1e-9 <= safe_lower_bound(*program, best) <= optimum + 1e-12
+    assert optimum - 1e-9 <= _bound(program, best) <= optimum + 1e-12
     gen = np.random.default_rng(seed)
     for scale in (1e-3, 1.0, 30.0):
         noisy = best + scale * gen.normal(size=len(best))
-        assert safe_lower_bound(*program, noisy) <= optimum + 1e-12
-        assert safe_lower_bound(*program, -noisy) <= optimum + 1e-12
+        assert _bound(program, noisy) <= optimum + 1e-12
+        assert _bound(program, -noisy) <= optimum + 1e-12
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_wrong_sign_gains_nothing(seed: int) -> None:
+    """A positive multiplier on a row with slack would lift the bound above the optimum."""
+    program = _program(seed)
+    optimum, best = _optimum(*program)
+    for row in np.flatnonzero(~program[3] & (best == 0)):
+        wrong = best.copy()
+        wrong[row] = 1e-3
+        assert _bound(program, wrong) <= optimum + 1e-12
 
 
 def test_rounding_is_taken_off() -> None:
@@ -55,5 +71,5 @@ def test_rounding_is_taken_off() -> None:
 
 def test_nonsense_multipliers_bound_nothing() -> None:
     program = _program(0)
-    assert safe_lower_bound(*program, np.full(6, np.nan)) == -np.inf
-    assert safe_lower_bound(*program, np.full(6, -np.inf)) == -np.inf
+    assert _bound(program, np.full(6, np.nan)) == -np.inf
+    assert _bound(program, np.full(6, -np.inf)) == -np.inf

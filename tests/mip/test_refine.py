@@ -14,6 +14,7 @@ from complete_verifier.events import Event, Note, ignore
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.incomplete.settings import IncompleteSettings
 from complete_verifier.incomplete.stage import run_incomplete
+from complete_verifier.mip import refine
 from complete_verifier.mip.pool import SolverPool
 from complete_verifier.mip.refine import refine_neurons, window_cut
 from complete_verifier.mip.regions import margin
@@ -104,6 +105,15 @@ def test_boxes_are_the_exact_ranges(dtype: torch.dtype, pool: SolverPool) -> Non
         slack = 2 * margin(size) + 1e-3 * size  # the solver's gap
         assert least - slack <= float(found.lower[0, neuron]) < least, "above the exact minimum, or far below it"
         assert most < float(found.upper[0, neuron]) <= most + slack, "below the exact maximum, or far above it"
+
+
+def test_slopes_of_wider_boxes_are_not_handed_on(monkeypatch: pytest.MonkeyPatch, pool: SolverPool) -> None:
+    """Where time is too short for new slopes there are none: the old ones belong to other neurons."""
+    monkeypatch.setattr(refine, "rebound", lambda problem, result, seconds, on_event: result)
+    case = random_case("mlp", 5)
+    start = run_incomplete(case.problem, IncompleteSettings())
+    found = refine_neurons(case.problem, start, MipSettings(), ignore, pool)
+    assert start.slopes and found.tightened > 0 and not found.result.slopes
 
 
 def test_time_that_is_used_up_leaves_the_start(pool: SolverPool) -> None:

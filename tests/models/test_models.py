@@ -98,7 +98,7 @@ def test_weights_are_found_in_all_their_wrappings(tmp_path: Path, wrap: str) -> 
 
 def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
     module, path = build_module("mnist_tiny_mlp"), tmp_path / "w.pth"
-    state = dict(module.state_dict())
+    state: dict[str, Any] = dict(module.state_dict())
     cases: list[tuple[Any, str]] = [
         (dict(list(state.items())[:-1]), "misses 5.bias"),
         (state | {"x.weight": torch.zeros(1)}, "has besides x.weight"),
@@ -106,6 +106,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None
         (7, "holds int"),
         (module, "holds more than weights"),
     ]
+    content: Any
     for content, message in cases:
         torch.save(content, path)
         with pytest.raises(ModelError, match=message) as caught:
@@ -125,4 +126,4 @@ def test_unknown_names_and_arguments() -> None:
         build_module("zzz")
     with pytest.raises(ConfigError, match="unexpected keyword argument 'depth'"):
         build_module("mnist_fc", (), {"depth": 3})
-    assert sum(isinstance(m, nn.ReLU) for m in build_module("mnist_fc", (32,), {"hidden": 3})) == 3
+    assert sum(isinstance(m, nn.ReLU) for m in build_module("mnist_fc", (32,), {"hidden": 3}).modules()) == 3

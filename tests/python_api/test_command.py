@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.support import ROOT
 
 DIGITS = ROOT / "quickstart" / "digits.onnx"
 ROBUST = ROOT / "quickstart" / "robust.vnnlib"
-COMMON = {"device": "cpu", "parallel_threads": 1, "quiet": True}
+COMMON: dict[str, Any] = {"device": "cpu", "parallel_threads": 1, "quiet": True, "pgd_order": "after"}
 
 
 def test_keywords_become_flags() -> None:
@@ -57,7 +58,8 @@ def folder(tmp_path: Path) -> Path:
     below = tmp_path / "all" / "pair"
     below.mkdir(parents=True)
     (below / "instances.csv").write_text(f"{DIGITS},{ROBUST},30\n{DIGITS},no.vnnlib,30\n")
-    settings = "general: {root_path: ../elsewhere/pair, csv_name: instances.csv, device: cpu}\nparallel: {threads: 1}\n"
+    general = "{root_path: ../elsewhere/pair, csv_name: instances.csv, device: cpu}"
+    settings = f"general: {general}\nattack: {{pgd_order: after}}\n"
     (tmp_path / "pair.yaml").write_text(settings)
     return tmp_path
 

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abcrown import VerificationSpec, input_vars, output_vars
+from abcrown.language.formulas import Formula
 from auto_LiRPA.errors import SpecError, UserError
 from complete_verifier.spec.compile import read_vnnlib_text
 from complete_verifier.spec.property import Property
@@ -65,6 +66,20 @@ def test_a_counterexample_is_in_a_box_and_misses_the_property(
     for x, y in pairs:
         assert asked(spec, x, y) == (box.meaning(x) and not prop.meaning(y))
     assert read_vnnlib_text(spec.to_vnnlib()) == spec.property
+
+
+@pytest.mark.parametrize("sides", [lambda: (X >= 0) & (X > 0), lambda: (X > 0) & (X >= 0)])
+def test_the_open_one_of_two_equal_bounds_wins(sides: Callable[[], Formula]) -> None:
+    spec = build(X, Y, sides() & (X <= 1), Y[0] > 0)
+    assert spec.property.regions[0].box.lo_strict.all()
+
+
+def test_thirds_are_cleared_on_both_sides() -> None:
+    """(y0 + y1) / 3 > 1/2 has no finite decimals: the row is scaled as a whole."""
+    spec = build(X, Y, BOX, (Y[0] + Y[1]) / 3 > 0.5)
+    inside = [Fraction(0)] * 3
+    for y0, violated in ((Fraction(3, 2), True), (Fraction(3, 2) + Fraction(1, 1024), False), (Fraction(1), True)):
+        assert asked(spec, inside, [y0, Fraction(0), Fraction(9)]) == violated
 
 
 def test_several_boxes_share_all_clauses_and_equal_ones_are_one() -> None:

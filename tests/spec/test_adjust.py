@@ -41,10 +41,10 @@ def test_an_offset_moves_every_limit_by_the_decimal_that_was_written(offset: flo
 
 
 def test_both_sides_honour_the_offset() -> None:
-    """0.3 + 0.1 is 0.4 exactly: a float sum (0.4 or its neighbour) would judge one of these points wrongly."""
-    moved = offset_rows(prop(), 0.1)
+    """0.3 + 0.4 is 0.7 exactly, whose nearest float32 lies below it."""
+    moved = offset_rows(prop(), 0.4)
     clause = moved.regions[0].clauses[0]
-    assert clause.rows[0].rhs == Decimal("0.4")
+    assert clause.rows[0].rhs == Decimal("0.7")
     found = clauses_of(moved, torch.float32, torch.device("cpu"))
     for k, clause in enumerate(moved.regions[0].clauses):
         for r, row in enumerate(clause.rows):

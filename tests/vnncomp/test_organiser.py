@@ -134,7 +134,8 @@ def test_no_instance_is_wrong_or_late(organiser: Callable[[str, Path, Path, floa
 def test_a_limit_that_is_too_short_is_kept(
     organiser: Callable[[str, Path, Path, float], Ended], tmp_path: Path
 ) -> None:
-    ended = organiser("soundnessbench", *map(Path, hopeless(tmp_path)), 4.0)
+    network, specification = hopeless(tmp_path)
+    ended = organiser("soundnessbench", Path(network), Path(specification), 4.0)
     assert (ended.code, ended.results) == (0, "timeout"), ended.said
     assert ended.seconds < 4.0 + LATE_S + 2.0  # two shells and an interpreter start first, on a busy machine
 

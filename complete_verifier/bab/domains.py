@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +58,16 @@ class Domains:
     def bytes(self) -> int:
         """Bytes that these domains occupy."""
         return sum(t.numel() * t.element_size() for t in self.tensors())
+
+
+def tiles(domains: Domains, height: int) -> Iterator[Domains]:
+    """The domains in order, ``height`` at a time (the batch itself where it is no larger)."""
+    if len(domains) <= height:
+        yield domains
+        return
+    for start in range(0, len(domains), height):
+        stop = min(start + height, len(domains))
+        yield domains.rebuild(tuple(t[start:stop] for t in domains.tensors()))
 
 
 def own_columns(domains: Domains) -> Interval | None:

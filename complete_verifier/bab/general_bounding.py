@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -16,7 +16,7 @@ from auto_LiRPA.bounds.optimize import Optimized, RowMix, optimize_rows
 from auto_LiRPA.bounds.settings import AlphaSettings
 from auto_LiRPA.operators.base import Relaxation
 from auto_LiRPA.values import Interval, Region
-from complete_verifier.bab.domains import Domains, concatenate, own_columns
+from complete_verifier.bab.domains import Domains, concatenate, own_columns, tiles
 from complete_verifier.bab.settings import Tiling
 from complete_verifier.branching.layout import domain_boxes, domain_relaxations, root_columns
 from complete_verifier.incomplete.result import IncompleteResult
@@ -47,8 +47,8 @@ class GeneralBounder:
     def bound(self, domains: Domains, seconds_left: Callable[[], float] | None = None) -> Domains:
         """The same domains with better bounds and variables. A bound never gets looser than before."""
         joined: Domains | None = None
-        for index in self._tiles(domains):
-            part = self._tile(domains.pick(index), seconds_left)
+        for tile in self._tiles(domains):
+            part = self._tile(tile, seconds_left)
             joined = part if joined is None else concatenate(joined, part)
         assert joined is not None
         return joined
@@ -56,7 +56,7 @@ class GeneralBounder:
     def quick(self, domains: Domains) -> Tensor:
         """Bounds ``[D]`` by one pass with the domains' variables, nothing optimised."""
         once = replace(self._settings, iterations=1)
-        parts = [self._optimize(domains.pick(i), once, None).lower.squeeze(1) for i in self._tiles(domains)]
+        parts = [self._optimize(tile, once, None).lower.squeeze(1) for tile in self._tiles(domains)]
         return torch.cat(parts)
 
     def facts(self, domains: Domains) -> ColumnFacts:
@@ -103,12 +103,8 @@ class GeneralBounder:
         boxes = domain_boxes(self.layout, root, index, domains.sign, own_columns(domains))
         return domain_relaxations(self.problem.graph, root, boxes, self.layout)
 
-    def _tiles(self, domains: Domains) -> list[Tensor]:
-        device, height = domains.id.device, self._tiling.height
-        return [
-            torch.arange(start, min(start + height, len(domains)), device=device)
-            for start in range(0, len(domains), height)
-        ]
+    def _tiles(self, domains: Domains) -> Iterator[Domains]:
+        return tiles(domains, self._tiling.height)
 
     def _tile(self, domains: Domains, seconds_left: Callable[[], float] | None) -> Domains:
         found = self._optimize(domains, self._settings, seconds_left)
@@ -141,7 +137,7 @@ class GeneralBounder:
         )
 
     def _slopes(self, domains: Domains) -> dict[int, Tensor]:
-        """Slopes ``[D, 1, P, u]`` of every nonlinear node; a split neuron's is fixed by its box, whatever stands here."""
+        """Slopes ``[D, 1, P, u]`` of every nonlinear node. A split neuron has its box instead, whatever stands here."""
         slopes = dict(domains.slopes)
         alpha = torch.where(domains.sign == 0, domains.value, 0.0).to(domains.mix.dtype)
         for layer in self.layout.layers:

@@ -1,4 +1,4 @@
-"""A search that pauses to tighten the hidden neurons' boxes: a short attempt, the refinement, then the search itself."""
+"""A search that pauses to tighten the hidden neurons' boxes: a short attempt, the refinement, then the search."""
 
 from __future__ import annotations
 

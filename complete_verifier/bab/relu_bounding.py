@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,7 @@ from auto_LiRPA.bounds.domains.ascent import AscentSettings
 from auto_LiRPA.bounds.domains.batch import Batch, Bounded, ColumnFacts, proven
 from auto_LiRPA.bounds.domains.engine import DomainEngine
 from auto_LiRPA.bounds.domains.schedule import make_schedule
-from complete_verifier.bab.domains import Domains
+from complete_verifier.bab.domains import Domains, tiles
 from complete_verifier.bab.settings import Tiling
 from complete_verifier.branching.layout import root_columns
 from complete_verifier.incomplete.result import IncompleteResult
@@ -41,7 +41,7 @@ class ReluBounder:
 
     def bound(self, domains: Domains, seconds_left: Callable[[], float] | None = None) -> Domains:
         """The same domains with better bounds and variables. A bound never gets looser than before."""
-        parts = [self._bound(domains.pick(index), seconds_left) for index in self._tiles(domains)]
+        parts = [self._bound(tile, seconds_left) for tile in self._tiles(domains)]
         lower = torch.cat([p.lower for p in parts])
         value = torch.cat([p.value.to(domains.value.dtype) for p in parts])
         mix = torch.cat([p.mix for p in parts])
@@ -49,11 +49,11 @@ class ReluBounder:
 
     def quick(self, domains: Domains) -> Tensor:
         """Bounds ``[D]`` by one pass with the domains' variables, nothing optimised."""
-        return torch.cat([self._engine.bound(self._batch(domains.pick(i))) for i in self._tiles(domains)])
+        return torch.cat([self._engine.bound(self._batch(tile)) for tile in self._tiles(domains)])
 
     def facts(self, domains: Domains) -> ColumnFacts:
         """Coefficients and boxes of all columns at the domains' own variables."""
-        parts = [self._engine.facts(self._batch(domains.pick(index))) for index in self._tiles(domains)]
+        parts = [self._engine.facts(self._batch(tile)) for tile in self._tiles(domains)]
         return ColumnFacts(
             torch.cat([p.coef for p in parts]), torch.cat([p.lower for p in parts]), torch.cat([p.upper for p in parts])
         )
@@ -65,12 +65,8 @@ class ReluBounder:
     def _bound(self, domains: Domains, seconds_left: Callable[[], float] | None) -> Bounded:
         return self._engine.optimize(self._batch(domains), seconds_left)
 
-    def _tiles(self, domains: Domains) -> list[Tensor]:
-        device = domains.id.device
-        return [
-            torch.arange(start, min(start + self._tiling.height, len(domains)), device=device)
-            for start in range(0, len(domains), self._tiling.height)
-        ]
+    def _tiles(self, domains: Domains) -> Iterator[Domains]:
+        return tiles(domains, self._tiling.height)
 
     def _batch(self, domains: Domains) -> Batch:
         clause = domains.clause

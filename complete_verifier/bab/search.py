@@ -16,7 +16,7 @@ from auto_LiRPA.errors import ContractError, OutOfTime
 from auto_LiRPA.parallel.numerics import full_precision
 from complete_verifier.bab.bounding import make_bounder, try_children
 from complete_verifier.bab.clip import make_clipper
-from complete_verifier.bab.domains import Domains
+from complete_verifier.bab.domains import Domains, tiles
 from complete_verifier.bab.keeper import Keeper
 from complete_verifier.bab.leaves import LeafSolver
 from complete_verifier.bab.ledger import Ledger
@@ -38,6 +38,7 @@ from complete_verifier.problem import Problem
 SYNCHRONOUS_TILE = 1024
 GPU_TILE = 4096
 CPU_TILE_ELEMENTS = 2**17
+CHOOSE_TILE = 2048  # parents whose neurons are scored together
 # Iterations between two looks at what is proved: looking makes a GPU wait.
 LOOK_EVERY_CUDA = 5
 
@@ -166,15 +167,13 @@ class _Search:
         began = time.monotonic()
         if self.layout.width == 0:  # nothing is unstable: every root is a leaf
             return self._close_leaves(parents)
-        known = self._known(parents)
-        ready = known.splittable().any(1)
-        levels = self._levels(known)
-        columns = self._choose(parents, known, levels)
+        levels = self._levels(parents)
+        columns, ready, coef = self._choose(parents, levels)
         children = split(parents, columns, self.state.next_id)
         self.state.next_id += len(children)
         empty = torch.zeros_like(children.lower, dtype=torch.bool)
         if self.clipper is not None:
-            children, empty = self.clipper.clip(children, known.coef.repeat(2**levels, 1))
+            children, empty = self.clipper.clip(children, None if coef is None else coef.repeat(2**levels, 1))
         children = self.bounder.bound(children, self.problem.clock.left)
         # a parent without a neuron to split has no children: it is a leaf, and what stands in their place is dropped
         real = ready.repeat(2**levels)
@@ -193,26 +192,34 @@ class _Search:
         self.pace.ended(len(parents) * 2 ** (levels - 1), time.monotonic() - began)
         return False
 
-    def _known(self, parents: Domains) -> BranchInput:
-        facts = self.bounder.facts(parents)
-        return BranchInput(facts.coef, facts.lower, facts.upper, parents.sign, parents.id, parents.depth)
+    def _choose(self, parents: Domains, levels: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Columns to split ``[D, levels]``, which parents have one ``[D]``, and the coefficients where clipping asks.
 
-    def _choose(self, parents: Domains, known: BranchInput, levels: int) -> Tensor:
+        Tile by tile: scores take a dozen tensors as wide as all columns.
+        """
+        parts = [self._choose_tile(tile, levels) for tile in tiles(parents, CHOOSE_TILE)]
+        coef = None if self.clipper is None else torch.cat([part[2] for part in parts])
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), coef
+
+    def _choose_tile(self, parents: Domains, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+        facts = self.bounder.facts(parents)
+        known = BranchInput(facts.coef, facts.lower, facts.upper, parents.sign, parents.id, parents.depth)
+
         def tried(parent: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
             return try_children(self.bounder, parents, parent, column, self.tiling.height)
 
-        return self.brancher.choose(known, levels, tried)
+        return self.brancher.choose(known, levels, tried), known.splittable().any(1), facts.coef
 
-    def _levels(self, known: BranchInput) -> int:
+    def _levels(self, parents: Domains) -> int:
         """Levels split at once: as many as fill the least batch, but no more than every parent has neurons for."""
-        count = len(known.id)
         target = min(self.settings.min_batch_ratio * self.settings.batch_size, self.settings.batch_size)
         levels = 1
-        while count * 2 ** (levels + 1) <= target:
+        while len(parents) * 2 ** (levels + 1) <= target:
             levels += 1
         if levels == 1:
             return 1
-        splittable = known.splittable().sum(1)
+        facts = self.bounder.facts(parents)
+        splittable = ((facts.lower < 0) & (facts.upper > 0) & (parents.sign == 0)).sum(1)
         # leaves among the parents are no reason to go slowly
         return max(1, min(levels, int(torch.where(splittable > 0, splittable, levels).amin())))
 

@@ -155,7 +155,7 @@ class _Run:
                 exact = self._mip(question, result)
                 if exact is not None:
                     return exact
-            case "bab-refine":
+            case "bab-refine" if not splits_inputs(self.config):
                 with self._phase("mip"), explained_out_of_memory(question.problem):
                     result = refined(question, result, self.config, self.listener)
                 if bool(result.proven.all()):

@@ -4,18 +4,42 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 from complete_verifier.bab.store import DomainStore, StoreBudget
+from complete_verifier.bab.tiers.lane import Lane
+from complete_verifier.bab.tiers.slabs import Slabs
 from tests.bab.test_store import TRAVERSALS, Model
 from tests.bab.toys import Toy, assert_same, toy
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 WIDTH = 512
 ROW = sum(t[0].numel() * t.element_size() for t in toy([0], width=WIDTH).tensors())
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every gather on the device and every copy beside it starts late: who does not wait reads old rows."""
+    remove, beside = Slabs.remove, Lane.beside
+
+    def slow_remove(self: Slabs, slots: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if slots.is_cuda:
+            torch.cuda._sleep(10_000_000)
+        return remove(self, slots)
+
+    @contextmanager
+    def slow_beside(self: Lane) -> Iterator[None]:
+        with beside(self):
+            torch.cuda._sleep(10_000_000)
+            yield
+
+    monkeypatch.setattr(Slabs, "remove", slow_remove)
+    monkeypatch.setattr(Lane, "beside", slow_beside)
 
 
 def busy(matrix: torch.Tensor) -> torch.Tensor:
@@ -25,6 +49,7 @@ def busy(matrix: torch.Tensor) -> torch.Tensor:
     return matrix
 
 
+@pytest.mark.usefixtures("late")
 @pytest.mark.parametrize("traversal", TRAVERSALS)
 @pytest.mark.parametrize("seed", range(3))
 def test_same_as_a_plain_list(traversal: str, seed: int, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_verdict_equals_milp(kind: str, pool: SolverPool, count: Callable[[int, 
     each = count(36, 200)
     by_program = held = violated = 0
     for seed in range(each):
-        case = random_case(kind, seed, regions=(1, 3)[seed % 5 == 3])
+        case = random_case(kind, seed, neurons=(18, 30)[seed % 4 == 0], regions=(1, 3)[seed % 5 == 3])
         start = start_of(case.problem)
         settings = MipSettings(early_stop=seed % 3 > 0)
         result, found = decide(case.problem, pool, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,11 +97,17 @@ def test_all_instances(folder: Path) -> None:
     assert {index: result.success for index, result in results.items()} == {0: True, 1: True}
 
 
-def test_the_scripts_folder_on_the_path_does_not_hide_the_package() -> None:
-    """Upstream's users put complete_verifier/ on the path, where a file abcrown.py lies."""
+def test_the_scripts_folder_on_the_path_does_not_hide_the_package(tmp_path: Path) -> None:
+    """Users of upstream put complete_verifier/ on the path, where a file abcrown.py lies (here: in a small tree)."""
+    tool, package = tmp_path / "complete_verifier", tmp_path / "abcrown"
+    for folder in (tool, package):
+        folder.mkdir()
+    shutil.copy(ROOT / "complete_verifier" / "abcrown.py", tool)
+    (package / "__init__.py").write_text("from abcrown.command import ABCROWN\n")
+    (package / "command.py").write_text("class ABCROWN: ...\n")
     code = "import abcrown; from abcrown import ABCROWN; print(abcrown.__file__, ABCROWN.__module__)"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent, check=False,
-        env={"PYTHONPATH": str(ROOT / "complete_verifier"), "PATH": "", "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=tool, check=False,
+        env={"PYTHONPATH": str(tool), "PATH": ""},
     )  # fmt: skip
-    assert done.stdout.split() == [str(ROOT / "abcrown" / "__init__.py"), "abcrown.command"], done.stderr
+    assert done.stdout.split() == [str(package / "__init__.py"), "abcrown.command"], done.stderr

@@ -34,5 +34,5 @@ class RunOptions(Section):
     nproc: Annotated[int | Literal["gpu"] | None, _NPROC] = option(
         None, "--nproc", "Start this many ranks on this machine; gpu starts one per GPU."
     )
-    checkpoint: OptText = option(None, "--checkpoint", "Folder that receives checkpoints of the search (docs/checkpoints.md).")
+    checkpoint: OptText = option(None, "--checkpoint", "Folder for checkpoints of the search (docs/checkpoints.md).")
     resume: OptText = option(None, "--resume", "Folder with a checkpoint to go on from; it receives the next ones too.")

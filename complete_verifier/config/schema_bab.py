@@ -100,7 +100,7 @@ class Bab(Section):
         False, "--domain_parallel", "Share sub-problems out over ranks (older spelling of parallel.domains: shard)."
     )
     checkpoint: OptPositive = option(
-        None, "--checkpoint_seconds", "Seconds between two checkpoints of the search; null: 60 with --checkpoint, else none."
+        None, "--checkpoint_seconds", "Seconds between two checkpoints; null: 60 with --checkpoint, else none."
     )
     refine: Refine = section(Refine)
     cut: Cut = section(Cut)

@@ -174,7 +174,7 @@ class _Attacker:
     _targets: Problems | None = field(default=None, repr=False)
 
     def try_point(self, x: np.ndarray) -> bool:
-        self.found = confirm(self.question.network, self.question.prop, x.reshape(-1))
+        self.found = confirm(self.question.judge, self.question.prop, x.reshape(-1))
         return self.found is not None
 
     def try_boxes(self, lower: Tensor, upper: Tensor, clause: Tensor, first: bool) -> bool:
@@ -188,7 +188,7 @@ class _Attacker:
         result = find_counterexample(
             problem.graph,
             self.question.prop,
-            self.question.network,
+            self.question.judge,
             self._settings(first),
             problem.context.device,
             lambda: until - time.monotonic(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -41,7 +41,7 @@ from complete_verifier.driver.keeping import Keeping
 from complete_verifier.driver.mixed_integer import refined, solve_exactly
 from complete_verifier.driver.questions import FileReader, Question, Reader, may_violate
 from complete_verifier.driver.usage import placement, rank_use, resident_mib, start_measuring
-from complete_verifier.driver.user_code import DEFAULTS, UserCode
+from complete_verifier.driver.user_code import DEFAULTS, UserCode, has_no_verifier
 from complete_verifier.events import AttackEnded, Listener, Note, ProblemLoaded, SearchProgressed, Stage, StageStarted
 from complete_verifier.incomplete.regions import trusted
 from complete_verifier.incomplete.result import IncompleteResult
@@ -57,6 +57,8 @@ ATTACK_SHARE = 0.4
 # With more clauses than this, an attack on all of them is short: what bounds leave open is attacked at length then.
 MANY_CLAUSES, FIRST_ATTACK_SHARE = 200, 0.04
 BAB_TIME_LIMIT = "time limit"  # the search's word for the deadline
+# The status of a counterexample by the stage that found it; the attack's is the rest.
+_UNSAFE: Mapping[Stage, str] = {"mip": "unsafe-mip", "bab": "unsafe-bab"}
 
 OnBounds = Callable[[Question, IncompleteResult], None]
 
@@ -92,10 +94,9 @@ def run_instance(
         with interrupts.exposed(clock.left()), full_precision(), _deterministic(config.general.deterministic):
             run.outcome = run.decide()
     except (DeadlinePassed, OutOfTime):
-        # the alarm may have rung just after the last step: what was reached by then counts
-        run.outcome = run.outcome or Outcome(verdict=Verdict.TIMEOUT, stopped_by=f"time limit {clock.timeout_s:g} s")
+        run.outcome = run.cut_short(Verdict.TIMEOUT, f"time limit {clock.timeout_s:g} s")
     except Terminated:
-        run.outcome = run.outcome or Outcome(verdict=Verdict.UNKNOWN, stopped_by="terminated by SIGTERM")
+        run.outcome = run.cut_short(Verdict.UNKNOWN, "terminated by SIGTERM")
     return run.report(run.outcome)
 
 
@@ -119,7 +120,9 @@ class _Run:
     row_bounds: tuple[float, ...] = ()
     progress: BabProgress | InputBabProgress | None = None
     bab_seconds: float = 0.0
+    stage: Stage = "load"  # the one that began last
     counterexample: Counterexample | None = None
+    accepted: bool = False  # by the user's own attack.adv_verifier, where there is one
     text: str | None = None  # what the user's own saver wrote of it
     status: str = "unknown"
     outcome: Outcome | None = None
@@ -162,6 +165,14 @@ class _Run:
                     self.status = "safe-incomplete-refine"
                     return Outcome(verdict=Verdict.HOLDS, stopped_by="bounds over refined neurons prove every clause")
         return self._search(question, result)
+
+    def cut_short(self, verdict: Verdict, why: str) -> Outcome:
+        """The outcome where the run ends from outside: what was reached by then counts, a counterexample too."""
+        if self.outcome is not None:
+            return self.outcome
+        if self.counterexample is None or not (self.accepted or has_no_verifier(self.config)):
+            return Outcome(verdict=verdict, stopped_by=why)
+        return self._confirmed(_UNSAFE.get(self.stage, "unsafe-pgd"))
 
     def report(self, outcome: Outcome) -> InstanceReport:
         """Everything that is to be written about this run."""
@@ -217,7 +228,7 @@ class _Run:
         """Whether the example that a region was made around is a counterexample itself: it is misclassified."""
         if question.example is None or not may_violate(question, question.example):
             return False
-        self.counterexample = confirm(question.network, question.prop, question.example)
+        self.counterexample = confirm(question.judge, question.prop, question.example)
         if self.counterexample is not None:
             self.listener(Note("the example itself violates the property: the network misclassifies it"))
         return self.counterexample is not None
@@ -256,7 +267,7 @@ class _Run:
             found = find_counterexample(
                 problem.graph,
                 question.prop,
-                question.network,
+                question.judge,
                 attack_settings(self.config),
                 device,
                 lambda: self.clock.left() - limit,
@@ -287,7 +298,8 @@ class _Run:
 
     def _note_bounds(self, question: Question, result: IncompleteResult) -> None:
         real = question.problem.clauses.rhs < torch.inf
-        self.row_bounds = tuple(result.lower[real].tolist())
+        in_the_files_units = result.lower.double() / question.row_scale.to(result.lower.device)
+        self.row_bounds = tuple(in_the_files_units[real].tolist())
 
     def _users_verdict(self, question: Question) -> Outcome:
         """What the user's own verifier says. A `sat` of it counts as unknown: it names no point that could be checked.
@@ -343,7 +355,7 @@ class _Run:
             )
 
         def on_candidate(x: np.ndarray) -> bool:
-            self.counterexample = confirm(question.network, question.prop, x.reshape(-1))
+            self.counterexample = confirm(question.judge, question.prop, x.reshape(-1))
             return self.counterexample is not None
 
         found: BabResult | InputBabResult
@@ -384,7 +396,12 @@ class _Run:
         if not user.accepted(self.config, self.counterexample):
             self.counterexample = None
             return Outcome(verdict=Verdict.UNKNOWN, stopped_by="attack.adv_verifier refuses the counterexample")
+        self.accepted = True
         self.text = user.saved(self.config, self.counterexample)
+        return self._confirmed(status)
+
+    def _confirmed(self, status: str) -> Outcome:
+        assert self.counterexample is not None
         self.status = status
         point = np.array([float(x) for x in self.counterexample.x])
         return Outcome(verdict=Verdict.VIOLATED, stopped_by="counterexample confirmed", counterexample_N=point)
@@ -397,6 +414,7 @@ class _Run:
     @contextmanager
     def _phase(self, stage: Stage) -> Iterator[None]:
         """Tell that a stage begins, and add its seconds to those of the stage; a stage within does not count twice."""
+        self.stage = stage
         self.listener(StageStarted(stage, self.clock.left()))
         before, began = sum(self.phases.values()), time.monotonic()
         try:

@@ -11,8 +11,7 @@ import torch
 
 from auto_LiRPA.errors import ModelError
 from auto_LiRPA.graph.ir import Graph
-from auto_LiRPA.graph.onnx_file import load_proto
-from auto_LiRPA.graph.onnx_reader import check_quirks, read_model
+from auto_LiRPA.graph.onnx_reader import read_model
 from auto_LiRPA.parallel.store import ParameterStore
 from complete_verifier.spec.peel import LastLayer
 
@@ -25,20 +24,21 @@ _SHAPES = frozenset({"Identity", "Flatten", "Squeeze", "Unsqueeze", "Reshape"})
 
 
 def read_without_last_layer(
+    proto: ModelProto,
     path: Path,
     store: ParameterStore,
     dtype: torch.dtype,
     device: torch.device,
     input_shape: Sequence[int] | None,
-    quirks: Mapping[str, Mapping[str, object]] | None,
 ) -> tuple[Graph, LastLayer | None]:
     """The graph up to the last layer, and which that was; None where the file ends otherwise and is read whole.
+
+    Args:
+        proto: what ``path`` holds; it is changed.
 
     Raises:
         ModelError: as for any file.
     """
-    check_quirks(quirks, str(path))
-    proto = load_proto(path)
     node = _last(proto)
     if node is not None:  # what follows it is not needed any more
         proto.graph.output[0].name = node.input[0]

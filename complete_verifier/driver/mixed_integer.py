@@ -38,7 +38,7 @@ def solve_exactly(
 
     def on_candidate(x: np.ndarray) -> bool:
         nonlocal found
-        found = confirm(question.network, question.prop, x)
+        found = confirm(question.judge, question.prop, x)
         return found is not None
 
     try:

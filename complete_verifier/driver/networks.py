@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from torch import nn
 
 from auto_LiRPA.errors import ConfigError
 from auto_LiRPA.graph.ir import Graph
-from auto_LiRPA.graph.onnx_reader import read_onnx
+from auto_LiRPA.graph.onnx_file import load_proto
+from auto_LiRPA.graph.onnx_reader import check_quirks, read_model
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.store import ParameterStore
 from complete_verifier.attack.original import OriginalNetwork
@@ -19,8 +21,11 @@ from complete_verifier.attack.torch_network import TorchNetwork
 from complete_verifier.compat.config_view import tree_of
 from complete_verifier.compat.hooks import Hooks
 from complete_verifier.config import Config, NamedCall, literal_dict, parse_reference
+from complete_verifier.driver.element_types import needs_double
 from complete_verifier.driver.last_layer import read_without_last_layer
 from complete_verifier.spec.peel import LastLayer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,7 @@ class Network:
 
 
 def element_type(config: Config) -> torch.dtype:
-    """What a run computes in."""
+    """What a run computes in; a file of double numbers is read as such nevertheless (`read_network`)."""
     return torch.float64 if config.general.double_fp else torch.float32
 
 
@@ -57,13 +62,20 @@ def read_network(
         return from_module(module, config, context, _shape(config, sample_shape), config.model.name)
     if path is None:
         raise ConfigError("no network is named: give model.onnx_path, or model.name with model.path")
-    store, dtype = context.make_store(), element_type(config)
-    quirks, shape = quirks_of(config), config.model.input_shape
-    if config.model.onnx_vnnlib_joint_optimization_flags == "none":
-        graph = read_onnx(path, store, dtype=dtype, device=context.device, input_shape=shape, quirks=quirks)
-        return Network(graph, store, dtype, path)
-    graph, layer = read_without_last_layer(path, store, dtype, context.device, shape, quirks)
-    return Network(graph, store, dtype, path, layer)
+    check_quirks(quirks_of(config), str(path))
+    proto, store, shape = load_proto(path), context.make_store(), config.model.input_shape
+    dtype = element_type(config)
+    if needs_double(proto, str(path)) and dtype != torch.float64:
+        logger.warning("%s: has double-precision numbers: bounded in double precision, as by general.double_fp", path)
+        dtype = torch.float64
+    if config.model.onnx_vnnlib_joint_optimization_flags != "none":
+        graph, layer = read_without_last_layer(proto, path, store, dtype, context.device, shape)
+        return Network(graph, store, dtype, path, layer)
+    place, folder = str(path), path.parent
+    read = read_model(
+        proto, {}, store, place=place, folder=folder, dtype=dtype, device=context.device, input_shape=shape
+    )
+    return Network(read.graph, store, dtype, path)
 
 
 def build(config: Config, hooks: Hooks) -> nn.Module:

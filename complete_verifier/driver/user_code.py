@@ -32,6 +32,11 @@ DEFAULTS: Mapping[str, str] = {
 }
 
 
+def has_no_verifier(config: Config) -> bool:
+    """Whether counterexamples stand by our own confirmation alone: no `attack.adv_verifier` of the user's."""
+    return config.attack.adv_verifier == DEFAULTS["attack.adv_verifier"]
+
+
 @dataclass(frozen=True, slots=True)
 class UserCode:
     """The hooks of one instance."""
@@ -74,14 +79,14 @@ class UserCode:
             if array.dtype.kind not in "fiu" or array.size == 0 or array.size % size:
                 raise ConfigError(f"attack.attack_func: returns {array.size} numbers; points of {size} are needed")
             for point in array.reshape(-1, size):
-                counterexample = confirm(self.question.network, self.question.prop, point)
+                counterexample = confirm(self.question.judge, self.question.prop, point)
                 if counterexample is not None:
                     return counterexample
         return None
 
     def accepted(self, config: Config, found: Counterexample) -> bool:
         """Whether the user's `attack.adv_verifier` lets a counterexample of ours stand too."""
-        if config.attack.adv_verifier == DEFAULTS["attack.adv_verifier"]:
+        if has_no_verifier(config):
             return True
         return bool(self._named("attack.adv_verifier", config, self._example(found)))
 

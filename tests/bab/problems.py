@@ -21,8 +21,8 @@ from auto_LiRPA.operators.shape import Reshape
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.values import Box
 from complete_verifier.bab.bounding import Bounder, make_bounder
-from complete_verifier.bab.general_bounding import GeneralBounder
 from complete_verifier.bab.domains import Domains
+from complete_verifier.bab.general_bounding import GeneralBounder
 from complete_verifier.bab.roots import root_domains
 from complete_verifier.bab.search import search
 from complete_verifier.bab.settings import BabResult, BabSettings, Tiling

@@ -179,8 +179,9 @@ def test_boxes_of_their_own_tighten_a_domain() -> None:
         root = root_columns(setup.layout, setup.root.intermediate)
         seen = torch.where(member.unsqueeze(2), z.unsqueeze(0), torch.nan)
         # half-way between what the domain's points show and the root's box: tighter, and true for these points
-        low = torch.nan_to_num(torch.fmin((seen.nan_to_num(torch.inf).amin(1) + root.lower) / 2, root.upper), posinf=0.0)
-        high = torch.nan_to_num(torch.fmax((seen.nan_to_num(-torch.inf).amax(1) + root.upper) / 2, root.lower), neginf=0.0)
+        least, most = seen.nan_to_num(torch.inf).amin(1), seen.nan_to_num(-torch.inf).amax(1)
+        low = torch.nan_to_num(torch.fmin((least + root.lower) / 2, root.upper), posinf=0.0)
+        high = torch.nan_to_num(torch.fmax((most + root.upper) / 2, root.lower), neginf=0.0)
         some = member.any(1, keepdim=True)
         low, high = torch.where(some, low, root.lower), torch.where(some, high, root.upper)
         own = replace(batch, box_lower=low, box_upper=high)

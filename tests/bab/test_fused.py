@@ -76,11 +76,12 @@ def test_fused_kernels_do_what_plain_operations_do(kind: str, compacted: bool, o
         if own_boxes and plain.lower.shape[0] == 1:
             plain = replace(plain, lower=plain.lower.expand(24, -1) * 0.9, upper=plain.upper.expand(24, -1) * 0.9)
         plain = on("cpu", plain)
-        graph = problem.graph.mapped(_float, lambda w: problem.context.make_store().place(_float(_dense(w))))
+        store = problem.context.make_store()
+        graph = problem.graph.mapped(_float, lambda w, store=store: store.place(_float(_dense(w))))  # type: ignore[misc]
         boxes = {k: type(b)(_float(b.lower), _float(b.upper)) for k, b in root.intermediate.boxes.items()}
         schedule = make_schedule(graph, layout, boxes)
         there = on(DEVICE, plain)
-        device_graph = graph.mapped(_there, lambda w: problem.context.make_store().place(_there(_dense(w))))
+        device_graph = graph.mapped(_there, lambda w, store=store: store.place(_there(_dense(w))))  # type: ignore[misc]
         layout_there = replace(
             layout, layers=tuple(replace(x, index=x.index.to(DEVICE)) for x in layout.layers)
         )

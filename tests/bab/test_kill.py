@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,10 +30,9 @@ LONGEST_WAIT_S = 120.0
 
 
 @pytest.fixture(scope="module")
-def case(count: Callable[[int, int], int]) -> Hard:
-    """Some hundreds of sub-problems (thousands in the long form); the least output is known by MILP."""
-    width = count(14, 18)
-    return Hard.make([count(4, 5), width, width, 1], 3)
+def case() -> Hard:
+    """Some hundreds of sub-problems; the least output is known by MILP."""
+    return Hard.make([4, 14, 14, 1], 3)
 
 
 def start(files: tuple[str, str], folder: Path, *flags: str) -> subprocess.Popen[bytes]:
@@ -78,12 +78,15 @@ def test_killed_and_resumed(
     both = ("--checkpoint", str(folder), "--resume", str(folder))
     while kills < wanted:
         if not kill_within(start(files, tmp_path, *both), folder, gen.randint(1, 3), 0.1 * gen.random()):
-            break  # it has come to an end: more kills are not to be had
+            # it has come to an end by itself: that counts too, and the next one begins anew
+            assert (tmp_path / "killed.txt").read_text().split("\n")[0] == word
+            shutil.rmtree(folder)
+            visited = 0
+            continue
         kills += 1
         found = Checkpoint.read(folder)
         assert found.rows > 0 and int(str(found.state["visited"])) >= visited, "work was lost"
         visited = int(str(found.state["visited"]))
-    assert kills == wanted or (word == "sat" and kills), "it came to an end too soon: the test proves little"
     last = run(capsys, tmp_path, files, *SEARCH, "--resume", str(folder))
     assert (last.code, last.word) == (0, word), last.err
     assert f"going on from {folder}" in last.out

@@ -12,9 +12,9 @@ from torch import Tensor
 
 import complete_verifier.bab.search as searching
 from auto_LiRPA.errors import ConfigError, ContractError, OutOfTime
-from complete_verifier.bab.relu_bounding import ReluBounder
 from complete_verifier.bab.domains import Domains
 from complete_verifier.bab.ledger import Ledger
+from complete_verifier.bab.relu_bounding import ReluBounder
 from complete_verifier.bab.search import search
 from complete_verifier.bab.settings import BabSettings
 from complete_verifier.bab.split import split

@@ -19,27 +19,30 @@ from tests.bab.toys import Toy, assert_same, toy
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 WIDTH = 512
+LATE_CYCLES = 150_000_000  # about 0.1 s: longer than what the host and the main stream do in between
 ROW = sum(t[0].numel() * t.element_size() for t in toy([0], width=WIDTH).tensors())
 
 
-@pytest.fixture
-def late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every gather on the device and every copy beside it starts late: who does not wait reads old rows."""
+@pytest.fixture(params=["main", "side"])
+def late(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gathers of the main stream, or copies of the side stream, start late: who does not wait reads old rows."""
     remove, beside = Slabs.remove, Lane.beside
 
     def slow_remove(self: Slabs, slots: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if slots.is_cuda:
-            torch.cuda._sleep(10_000_000)
+            torch.cuda._sleep(LATE_CYCLES)
         return remove(self, slots)
 
     @contextmanager
     def slow_beside(self: Lane) -> Iterator[None]:
         with beside(self):
-            torch.cuda._sleep(10_000_000)
+            torch.cuda._sleep(LATE_CYCLES)
             yield
 
-    monkeypatch.setattr(Slabs, "remove", slow_remove)
-    monkeypatch.setattr(Lane, "beside", slow_beside)
+    if request.param == "main":
+        monkeypatch.setattr(Slabs, "remove", slow_remove)
+    else:
+        monkeypatch.setattr(Lane, "beside", slow_beside)
 
 
 def busy(matrix: torch.Tensor) -> torch.Tensor:
@@ -59,7 +62,7 @@ def test_same_as_a_plain_list(traversal: str, seed: int, tmp_path: Path) -> None
     model, next_id = Model(traversal), 0  # type: ignore[arg-type]
     matrix = torch.randn(2048, 2048, device="cuda")
     with DomainStore(toy([0], "cuda", WIDTH), traversal, budget, 64) as store:  # type: ignore[arg-type]
-        for _ in range(60):
+        for _ in range(30):
             ids = list(range(next_id, next_id + gen.randint(0, 300)))
             next_id += len(ids)
             margins = [float(gen.randint(-9, 0)) for _ in ids]

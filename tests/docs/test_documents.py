@@ -12,17 +12,13 @@ from pathlib import Path
 import pytest
 
 from complete_verifier.config import check_supported, load_config
-from complete_verifier.config.flags import parse_command_line
+from complete_verifier.driver.checks import check_asked
+from complete_verifier.driver.sweep_options import COMMAND, read_sweep
 from tests.support import ROOT
 
-DOCUMENTS = (
-    "README.md",
-    "CONTRIBUTING.md",
-    "docs/architecture.md",
-    "docs/results.md",
-    "docs/custom_operator.md",
-    "docs/vnncomp.md",
-)
+PAGES = tuple(sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", *PAGES)
+WITH_COMMANDS = ("README.md", "docs/checkpoints.md", "docs/mip.md", "docs/results.md", "docs/sweeps.md")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -31,10 +27,20 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
+def shell(text: str) -> list[str]:
+    """The fenced blocks of shell commands."""
+    return [*blocks(text, "sh"), *blocks(text, "bash")]
+
+
+def links(document: str) -> list[str]:
+    """Where a document's links within the repository lead, as written."""
+    return re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / document).read_text(encoding="utf-8"))
+
+
 def commands(text: str) -> list[list[str]]:
     """The arguments of every `abcrown` command in the shell blocks."""
     found = []
-    for block in blocks(text, "sh"):
+    for block in shell(text):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words and words[0].split("/")[-1] == "abcrown":
@@ -66,26 +72,49 @@ def test_the_settings_file_is_accepted_without_a_warning(tmp_path: Path) -> None
     assert loaded.config.attack.pgd_order == "after" and loaded.config.bab.timeout == 60
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/results.md"])
-def test_commands_are_accepted(document: str) -> None:
-    """Flags exist and what they ask for acts; the quickstart's files that are named exist."""
+def with_files(words: list[str], folder: Path) -> list[str]:
+    """The words with the reader's own settings and list, which are not part of the checkout, put in their place."""
+    own = {"--config": ("settings.yaml", "{}\n"), "--csv": ("list.csv", "net.onnx,property.vnnlib,60\n")}
+    found = list(words)
+    for flag, (name, content) in own.items():
+        at = found.index(flag) + 1 if flag in found else 0
+        if at and not Path(found[at]).is_file():
+            found[at] = str(folder / name)
+            (folder / name).write_text(content, encoding="utf-8")
+    return found
+
+
+@pytest.mark.parametrize("document", WITH_COMMANDS)
+def test_commands_are_accepted(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags exist and what they ask for acts; files of the checkout that are named exist."""
+    monkeypatch.chdir(ROOT)
     found = commands((ROOT / document).read_text(encoding="utf-8"))
     assert found
     for words in found:
-        parsed = parse_command_line(words)
-        if parsed.config is None:
-            assert check_supported(load_config(words)) == []
-        if document == "README.md":
-            named = [word for word in words if word.startswith("quickstart/")]
-            assert all((ROOT / word).is_file() for word in named)
+        given = with_files(words, tmp_path)
+        loaded = read_sweep(given[1:]).loaded if given[0] == COMMAND else load_config(given)
+        assert check_supported(loaded) == []
+        check_asked(loaded)
+        assert all(Path(word).is_file() for word in words if word.startswith(("quickstart/", "exp_configs/")))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_scripts_in_commands_exist(document: str) -> None:
+    text = "".join(shell((ROOT / document).read_text(encoding="utf-8")))
+    named = re.findall(r"(?<![\w/])(?:\w+/)+\w+\.(?:py|sh|yaml)", text)
+    assert [name for name in named if not (ROOT / name).is_file() and not name.startswith("out/")] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_to_files(document: str) -> None:
     folder = (ROOT / document).parent
-    text = (ROOT / document).read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
-    assert [link for link in links if not (folder / link).exists()] == []
+    assert [link for link in links(document) if not (folder / link).exists()] == []
+
+
+def test_every_page_is_linked_from_the_start() -> None:
+    """From README or the architecture page, which are where readers begin."""
+    linked = {(ROOT / document).parent / link for document in ("README.md", "docs/architecture.md") for link in links(document)}
+    assert {path.resolve() for path in (ROOT / "docs").glob("*.md")} <= {path.resolve() for path in linked}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -120,7 +149,7 @@ def test_the_map_names_every_room() -> None:
     tracked = {name.split("/")[0] for name in listed.stdout.splitlines() if "/" in name and not name.startswith(".")}
     assert named <= {path.name for path in ROOT.iterdir()}
     assert tracked <= named
-    for package in ("auto_LiRPA", "complete_verifier"):
-        (line,) = [line for line in section.splitlines() if line.startswith(f"{package}/")]
+    for package in ("auto_LiRPA", "complete_verifier", "abcrown"):
+        (row,) = re.findall(rf"^{package}/.*(?:\n .*)*", section, flags=re.MULTILINE)
         rooms = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
-        assert rooms <= set(re.findall(r"\w+", line))
+        assert rooms <= set(re.findall(r"\w+", row))

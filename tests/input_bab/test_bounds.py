@@ -79,15 +79,19 @@ def test_half_spaces_keep_every_counterexample(complete: bool) -> None:
             bounder = bounder_of(case, engine, clip=clip)
             domains = root_domains(case.problem, bounder, 10, gen)
             with torch.no_grad():
+                x = points_in(domains.lower, domains.upper, 400, gen)
+                # thresholds in the middle of what occurs: about half of the samples satisfy a row
+                middle = values(case, bounder, domains, x).flatten(0, 1).median(0).values
+                bounder.groups = replace(bounder.groups, rhs=bounder.groups.rhs + middle * bounder.groups.real)
                 first = bounder.bound(domains)
                 half = bounder.half_of_rows(domains, first)[:, 0]
                 again = bounder.bound(replace(domains, half=half) if complete else domains)
-                x = points_in(domains.lower, domains.upper, 400, gen)
                 rows = values(case, bounder, domains, x)
             inside = torch.einsum("dcm,ndm->ndc", half[..., :-1], x) + half[..., -1] <= 0
             allowed = inside.all(-1)[..., None, None] if complete else torch.ones_like(rows, dtype=torch.bool)
-            violating = torch.where(bounder.groups.real[domains.group], rows, -1.0).amax(-1) <= 0
-            assert bool((inside.all(-1) | ~violating.any(-1)).all()), "a counterexample outside"
+            satisfied = (rows[:, :, 0] <= 0) & bounder.groups.real[domains.group][:, 0]
+            assert int(satisfied.sum()) > 100
+            assert bool((inside | ~satisfied).all()), "a point that satisfies a row is outside of its half-space"
             assert bool(((again.gap <= rows + 1e-4) | ~allowed | ~bounder.groups.real[domains.group]).all())
             tighter += int((again.gap > first.gap + 1e-4).sum())
     assert (tighter > 0) == complete
@@ -188,10 +192,12 @@ def test_intervals_first_skip_what_they_prove(monkeypatch: pytest.MonkeyPatch) -
     for wanted in (True, False):
         bounder = bounder_of(case, ibp_enhancement=wanted)
         domains = root_domains(case.problem, bounder, 200, gen)
-        tiny = replace(domains, upper=domains.lower + (domains.upper - domains.lower) * 1e-4)
+        # half of the boxes are so small that intervals prove everything there
+        share = torch.where(torch.arange(200) < 100, 1e-4, 1.0)[:, None].to(domains.lower)
+        tiny = replace(domains, upper=domains.lower + (domains.upper - domains.lower) * share)
         with torch.no_grad():
             bounder.bound(tiny)
-    assert sizes[0] < 200 and sizes[1] == 200
+    assert len(sizes) == 2 and 0 < sizes[0] <= 100 and sizes[1] == 200
 
 
 @pytest.mark.parametrize("wanted", [True, False])

@@ -75,9 +75,9 @@ def test_verdict_equals_milp(kind: str, chunk: int, count: Callable[[int, int], 
     each = count(60, 300) // (CHUNKS * 3)
     worked = 0
     for seed in range(chunk * each, (chunk + 1) * each):
-        case = input_case(kind, 300 + seed, neurons=12, regions=(1, 3)[seed % 5 == 3])
+        case = input_case(kind, 200 + seed, neurons=18, regions=(1, 3)[seed % 5 == 3])
         worked += check(case, settings(seed), f"{kind} {seed}") > 1
-    assert worked >= each // 3, "bounds alone settle nearly all: the search hardly had to work"
+    assert worked >= each // 4, "bounds alone settle nearly all: the search hardly had to work"
 
 
 @pytest.mark.parametrize("name", list(SCORES))

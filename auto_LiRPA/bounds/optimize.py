@@ -168,10 +168,22 @@ def optimize_rows(
         ascend(tensors, gradients, moments, [r * decay for r in rates], iteration + 1)
         project(relaxations, variables, betas)
         for value in weights.values():
-            value.clamp_(min=0)
-            value.div_(value.sum(1, keepdim=True).clamp_min(torch.finfo(value.dtype).tiny))
+            assert mix is not None
+            _onto_simplex(value, mix.real)
     best_weight = state.betas.pop(MIX, None if mix is None else mix.weight)
     return Optimized(state.lower, state.slopes, state.betas, done, best_weight)
+
+
+def _onto_simplex(weight: Tensor, real: Tensor) -> None:
+    """Put weights ``[B, R]`` back into their range, in place; where all would be 0, ``real`` rows get equal shares.
+
+    All 0 is a row that is 0 everywhere, which would look like a proof where 0 suffices for one.
+    """
+    weight.clamp_(min=0)
+    total = weight.sum(1, keepdim=True)
+    tiny = torch.finfo(weight.dtype).tiny
+    equal = real.to(weight) / real.sum(1, keepdim=True).clamp_min(1)
+    weight.copy_(torch.where(total > tiny, weight / total.clamp_min(tiny), equal))
 
 
 def project(relaxations: Relaxations, slopes: Mapping[int, Tensor], betas: Mapping[int, Tensor]) -> None:

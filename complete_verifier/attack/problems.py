@@ -15,6 +15,7 @@ from auto_LiRPA.errors import ContractError
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.parallel.store import Weight
 from complete_verifier.spec.property import Clause, Property
+from complete_verifier.spec.scaling import float_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +154,12 @@ def _padded_rows(clauses: list[Clause], n_outputs: int, dtype: torch.dtype) -> t
     mat = np.zeros((*present.shape, n_outputs))
     rhs = np.zeros(present.shape)
     strict = np.zeros(present.shape, dtype=np.bool_)
-    mat[present] = np.concatenate([clause.mat for clause in clauses])
-    rhs[present] = np.concatenate([clause.rhs for clause in clauses])
     strict[present] = np.concatenate([clause.strict for clause in clauses])
+    rows = float_rows(clauses, n_outputs, np.float64 if dtype == torch.float64 else np.float32)
+    usual = rows.scale == 1
+    # rows that are written in floats keep their nearest right-hand side: candidates are judged exactly anyway
+    mat[present] = rows.c
+    rhs[present] = np.where(usual, np.concatenate([clause.rhs for clause in clauses]), rows.rhs)
     limit = torch.from_numpy(rhs).to(dtype)
     below = torch.nextafter(limit, torch.full_like(limit, -torch.inf))
     limit = torch.where(torch.from_numpy(strict), below, limit)

@@ -42,7 +42,8 @@ class GeneralBounder:
         )
         clauses = problem.clauses
         self._real = torch.isfinite(clauses.rhs)
-        self._strict = (clauses.attainable_rhs | ~self._real).all(1)
+        # a clause without rows holds everywhere, and its sum is 0: that refutes nothing
+        self._strict = (clauses.attainable_rhs | ~self._real).all(1) & self._real.any(1)
 
     def bound(self, domains: Domains, seconds_left: Callable[[], float] | None = None) -> Domains:
         """The same domains with better bounds and variables. A bound never gets looser than before."""

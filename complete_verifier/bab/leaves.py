@@ -76,6 +76,8 @@ class LeafSolver:
         )
         limits = np.concatenate([(rhs - offset).cpu().numpy(), signs[1]])
         bounds = [*zip(lower, upper, strict=True), (None, None)]
+        if len(rhs) == 0:  # a clause without rows holds everywhere
+            return LeafResult(False, self.problem.region.center()[region_index][0].double().cpu().numpy())
         margin = LP_MARGIN * (1 + float(rhs.abs().max()))
         closed, x = _least(upper_rows, limits, bounds, margin, ball)
         return LeafResult(closed, None if x is None else x.reshape(self.graph.input_shape))

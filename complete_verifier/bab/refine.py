@@ -8,6 +8,8 @@ z_j, whenever the rounds end; a tree whose leaves all lie above 0 shows that the
 
 from __future__ import annotations
 
+import gc
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,11 +21,13 @@ from auto_LiRPA.bounds.columns import Layer, Layout
 from auto_LiRPA.bounds.domains.ascent import AscentSettings
 from auto_LiRPA.bounds.domains.schedule import is_relu_network
 from auto_LiRPA.bounds.intermediate import Intermediate
+from auto_LiRPA.errors import OutOfTime
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.base import NonlinearOperator
 from auto_LiRPA.values import Interval
-from complete_verifier.bab.bounding import Bounder, make_bounder, try_children
+from complete_verifier.bab.bounding import Bounder, SecondsLeft, make_bounder, try_children
 from complete_verifier.bab.domains import Domains, concatenate
+from complete_verifier.bab.oom import is_out_of_memory
 from complete_verifier.bab.roots import root_domains
 from complete_verifier.bab.settings import Tiling
 from complete_verifier.bab.shrink import shrunk
@@ -33,6 +37,8 @@ from complete_verifier.branching.columns import make_columns
 from complete_verifier.branching.layout import make_layout
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.problem import Clauses, Problem
+
+_LOG = logging.getLogger(__name__)
 
 OnLayer = Callable[[int, int, int, int], None]  # layer number, unstable before, unstable after, leaves
 
@@ -62,6 +68,7 @@ def refine_boxes(
     """The same result with tighter boxes of the hidden neurons (none looser), from the first layer to the last.
 
     Rows and slopes are as they were. A layer's share of the time is its share of the unstable neurons that are left.
+    Where memory or time runs out, the boxes found so far are the result.
     """
     boxes = dict(start.intermediate.boxes)
     layers = make_layout(problem.graph, start.intermediate).layers
@@ -73,14 +80,35 @@ def refine_boxes(
         share = (ends - time.monotonic()) * len(layer.index) / max(1, rest)
         if share <= 0:
             break
-        tree = _Trees(problem, boxes, layer, settings)
-        before = len(tree.neurons)
-        boxes[layer.source] = tree.run(time.monotonic() + share)
+        try:
+            box, visited = _refined_layer(problem, boxes, layer, settings, time.monotonic() + share)
+        except OutOfTime:
+            break
         if on_layer is not None:
-            box = boxes[layer.source].flat()
-            after = int(((box.lower < 0) & (box.upper > 0)).sum())
-            on_layer(number, before, after, tree.visited)
+            on_layer(number, _unstable(boxes[layer.source]), _unstable(box), visited)
+        boxes[layer.source] = box
     return replace(start, intermediate=_with_boxes(problem.graph, start.intermediate, boxes))
+
+
+def _refined_layer(
+    problem: Problem, boxes: dict[int, Interval], layer: Layer, settings: RefineSettings, ends: float
+) -> tuple[Interval, int]:
+    """The layer's box and the sub-problems visited; a layer whose trees do not fit into memory keeps its box."""
+    try:
+        tree = _Trees(problem, boxes, layer, settings)
+        return tree.run(ends), tree.visited
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    _LOG.warning("out of memory while refining the %d neurons of a layer: it stays as it was", len(layer.index))
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return boxes[layer.source], 0
+
+
+def _unstable(box: Interval) -> int:
+    return int(((box.lower < 0) & (box.upper > 0)).sum())
 
 
 def _with_boxes(graph: Graph, root: Intermediate, boxes: dict[int, Interval]) -> Intermediate:
@@ -142,15 +170,20 @@ class _Trees:
         """The layer's box when the time is over or nothing gets better."""
         if len(self.neurons) == 0 or self.layout.width == 0:
             return self.box
-        leaves = self.bounder.bound(self.roots)  # the trees' roots, with slopes of their own
+
+        def left() -> float:
+            return ends - time.monotonic()
+
+        began = time.monotonic()
+        leaves = self.bounder.bound(self.roots, left)  # the trees' roots, with slopes of their own
         least = torch.fmax(self._least(leaves), self.first)
-        next_id, took = len(leaves), 0.0
+        next_id, took = len(leaves), time.monotonic() - began
         while len(leaves) and len(leaves) < self.settings.most_leaves and time.monotonic() + 2 * took < ends:
             began = time.monotonic()
             picked = self._worst(leaves)
             if not bool(picked.any()):
                 break
-            children = self._children(leaves.pick(picked.nonzero().squeeze(-1)), next_id)
+            children = self._children(leaves.pick(picked.nonzero().squeeze(-1)), next_id, left)
             next_id += len(children)
             self.visited += len(children)
             leaves = concatenate(leaves.pick((~picked).nonzero().squeeze(-1)), children)
@@ -189,7 +222,7 @@ class _Trees:
         """Leaves ``[D]`` that have a neuron left to split: fewer splits than unstable columns."""
         return (leaves.sign != 0).sum(1) < self.layout.width
 
-    def _children(self, parents: Domains, first_id: int) -> Domains:
+    def _children(self, parents: Domains, first_id: int, seconds_left: SecondsLeft) -> Domains:
         facts = self.bounder.facts(parents)
         known = BranchInput(facts.coef, facts.lower, facts.upper, parents.sign, parents.id, parents.depth)
 
@@ -197,7 +230,7 @@ class _Trees:
             return try_children(self.bounder, parents, parent, column, self.settings.tiling.height)
 
         columns = self.brancher.choose(known, 1, tried)
-        return self.bounder.bound(split(parents, columns, first_id))
+        return self.bounder.bound(split(parents, columns, first_id), seconds_left)
 
     def _box(self, least: Tensor) -> Interval:
         """The box with both sides of the layer's neurons replaced, none looser."""

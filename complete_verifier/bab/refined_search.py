@@ -13,7 +13,7 @@ from auto_LiRPA.parallel.numerics import full_precision
 from complete_verifier.bab.keeper import Keeper
 from complete_verifier.bab.refine import RefineSettings, can_refine, refine_boxes
 from complete_verifier.bab.search import OnCandidate, OnProgress, ascent_settings, make_tiling, search
-from complete_verifier.bab.settings import BabResult, BabSettings
+from complete_verifier.bab.settings import BabProgress, BabResult, BabSettings
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.problem import Clock, Problem
 
@@ -69,7 +69,21 @@ def refined_search(
 
     with torch.no_grad(), full_precision():
         better = refine_boxes(problem, start, refine, on_layer)
-    found = search(problem, better, settings, on_progress, on_candidate, make_keeper and make_keeper(better))
+    if settings.max_iterations >= 0:  # a limit of the run, not of each part
+        settings = replace(settings, max_iterations=max(0, settings.max_iterations - rounds))
+
+    def progressed(progress: BabProgress) -> None:
+        if on_progress is not None:  # of both parts together
+            on_progress(
+                replace(
+                    progress,
+                    round=progress.round + rounds,
+                    domains_visited=progress.domains_visited + visited,
+                    seconds=time.monotonic() - began,
+                )
+            )
+
+    found = search(problem, better, settings, progressed, on_candidate, make_keeper and make_keeper(better))
     return replace(
         found,
         domains_visited=found.domains_visited + visited,

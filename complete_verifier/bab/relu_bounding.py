@@ -35,8 +35,9 @@ class ReluBounder:
         real = torch.isfinite(clauses.rhs)
         self._c = clauses.c.reshape(*clauses.c.shape[:2], *problem.graph.output_shape)
         self._rhs, self._real = torch.where(real, clauses.rhs, 0.0), real
-        # where every row is strict in the file, a counterexample makes the sum negative: a bound of 0 refutes it too
-        self._strict = (clauses.attainable_rhs | ~real).all(1)
+        # where every row is strict in the file, a counterexample makes the sum negative: a bound of 0 refutes it too.
+        # A clause without rows holds everywhere, and its sum is 0
+        self._strict = (clauses.attainable_rhs | ~real).all(1) & real.any(1)
         self._one_region = problem.region.center().shape[0] == 1
 
     def bound(self, domains: Domains, seconds_left: Callable[[], float] | None = None) -> Domains:

@@ -10,7 +10,7 @@ from torch import Tensor
 from auto_LiRPA.bounds.columns import Layout
 from auto_LiRPA.operators.activation import Relu
 from complete_verifier.bab.domains import Domains
-from complete_verifier.incomplete.result import IncompleteResult
+from complete_verifier.incomplete.result import IncompleteResult, known_gap
 from complete_verifier.problem import Problem
 
 # Share of the weight that the best single row gets at the start; the rest is spread over the clause's other rows.
@@ -35,7 +35,7 @@ def root_domains(problem: Problem, start: IncompleteResult, layout: Layout, stor
         depth=torch.zeros_like(clause),
         sign=torch.zeros(count, width, dtype=torch.int8, device=like.device),
         value=value.to(stored),
-        lower=gaps.gather(1, best.unsqueeze(1)).squeeze(1),
+        lower=known_gap(gaps.gather(1, best.unsqueeze(1)).squeeze(1)),
         mix=first_mix(torch.isfinite(picked.rhs), best).to(like),
         box_lower=like.new_zeros(count, 0),
         box_upper=like.new_zeros(count, 0),

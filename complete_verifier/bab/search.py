@@ -184,11 +184,12 @@ class _Search:
         if self.settings.record_ledger:
             self.state.ledger.close(children.pick((closed & ~empty).nonzero().squeeze(-1)), "bound")
             self.state.ledger.close(children.pick((closed & empty).nonzero().squeeze(-1)), "empty")
+        # before the children go into the store: if time or memory ends here, the parents go back there instead
+        if leaves and self._close_leaves(parents.pick((~ready).nonzero().squeeze(-1))):
+            return True
         if left:
             remaining = children if left == len(children) else children.pick(still_open.nonzero().squeeze(-1))
             store.add(remaining, remaining.lower)
-        if leaves and self._close_leaves(parents.pick((~ready).nonzero().squeeze(-1))):
-            return True
         self.pace.ended(len(parents) * 2 ** (levels - 1), time.monotonic() - began)
         return False
 
@@ -231,6 +232,8 @@ class _Search:
         if self._leaf_solver is None:
             self._leaf_solver = LeafSolver(self.problem, self.start, self.layout)
         for position in range(len(leaves)):
+            if self.problem.clock.left() <= 0:
+                raise OutOfTime
             leaf = leaves.pick(torch.tensor([position], device=leaves.id.device))
             found = self._leaf_solver.solve(leaf)
             if found.closed:

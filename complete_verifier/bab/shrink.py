@@ -46,8 +46,11 @@ def shrunk(problem: Problem, start: IncompleteResult) -> tuple[Problem, Incomple
         for source, box in root.boxes.items()
     }
     relaxations = {}
-    for node_id in root.relaxations:
+    for node_id, old in root.relaxations.items():
         node = smaller.nodes[node_id]
         assert isinstance(node.op, NonlinearOperator)
+        if kept.keys().isdisjoint(node.inputs):  # the domains' slopes are numbered as this one's are
+            relaxations[node_id] = old
+            continue
         relaxations[node_id] = node.op.relax(*(boxes[i] for i in node.inputs))
     return replace(problem, graph=smaller), replace(start, intermediate=Intermediate(boxes, relaxations, ()), slopes={})

@@ -26,11 +26,15 @@ __all__ = [
 
 
 def make_layout(graph: Graph, root: Intermediate) -> Layout:
-    """Layout of the neurons that are not on in every region's root box, and not off in every one."""
+    """Layout of the neurons that are not on in every region's root box, and not off in every one.
+
+    Nodes that the output does not depend on have none.
+    """
     layers: list[Layer] = []
     start, complete = 0, True
+    reached = graph.ancestors[graph.output] | {graph.output}
     for node in graph.nodes[1 : graph.output + 1]:
-        if not isinstance(node.op, NonlinearOperator):
+        if node.id not in reached or not isinstance(node.op, NonlinearOperator):
             continue
         if not isinstance(node.op, Relu):
             complete = False

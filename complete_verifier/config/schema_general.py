@@ -61,7 +61,7 @@ class General(Section):
         True, "--no_incomplete", "Try to prove the property by bounds alone before searching."
     )
     csv_name: OptText = option(None, "--csv_name", "List of instances, relative to root_path.")
-    results_file: Text = option("out.txt", "--results_file", "File for the verdict; of a list, the table of results (CSV).")
+    results_file: Text = option("out.txt", "--results_file", "File for the verdict; for a list, a table (CSV).")
     root_path: Text = option(
         "", "--root_path", "Folder that paths of a list start from; $CONFIG_PATH stands for the YAML file's folder."
     )

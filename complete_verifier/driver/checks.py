@@ -8,7 +8,8 @@ from auto_LiRPA.errors import ConfigError
 from complete_verifier.config import LoadedConfig
 from complete_verifier.config.options import option_table
 from complete_verifier.config.render import yaml_lines
-from complete_verifier.driver.instances import is_dataset
+from complete_verifier.driver.instances import is_dataset, is_list, listed_instances
+from complete_verifier.driver.outputs import refuse_losses
 from complete_verifier.reporting.results import prepare_output, write_atomically
 
 # What is asked about an example of a data set; a VNN-LIB file says it itself.
@@ -49,11 +50,12 @@ def save_minimal_config(loaded: LoadedConfig) -> None:
     Keys of `debug.save_minimal_config_omit_keys` are left out, by path or by their last part, and the two themselves.
 
     Raises:
-        ConfigError: the file cannot be written.
+        ConfigError: the file cannot be written, or the run reads it.
     """
     target = loaded.config.debug.save_minimal_config
     if target is None:
         return
+    refuse_losses(loaded, listed_instances(loaded.config) if is_list(loaded.config) else ())
     omitted = set(loaded.config.debug.save_minimal_config_omit_keys)
     own = {"debug.save_minimal_config", "debug.save_minimal_config_omit_keys"}
     options = [

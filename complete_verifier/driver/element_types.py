@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 _FLOAT, _DOUBLE = 1, 11  # TensorProto.DataType
 _KEPT = frozenset({_FLOAT, _DOUBLE})  # float16 and smaller types round far more than bounds allow for
 _NAMED = frozenset({"to", "dtype"})  # attributes that name an element type
+_INT64, _BOOL = 7, 9
+# Attributes of a Constant that imply one, and operators that do.
+_VALUES = {"value_float": _FLOAT, "value_floats": _FLOAT, "value_int": _INT64, "value_ints": _INT64}
+_RESULTS = {
+    "Shape": _INT64, "Size": _INT64, "Equal": _BOOL, "Greater": _BOOL, "GreaterOrEqual": _BOOL, "Less": _BOOL,
+    "LessOrEqual": _BOOL, "Not": _BOOL, "And": _BOOL, "Or": _BOOL,
+}  # fmt: skip
+_OF_SHAPES = frozenset({"Shape", "Size"})  # the same numbers whatever the input is
 
 
 def needs_double(proto: ModelProto, place: str) -> bool:
@@ -80,7 +88,7 @@ class _Casts:
         for graph in inner:
             self.walk(graph)
         read = [*node.input, *(output.name for graph in inner for output in graph.output)]
-        moving = [name for name in read if name in self._activations]
+        moving = [name for name in read if name in self._activations and node.op_type not in _OF_SHAPES]
         kind = self._result(node, [*moving, *read])
         if moving and node.op_type in ("Cast", "CastLike"):
             self._check(node, self._types.get(node.input[0]), kind)
@@ -97,6 +105,10 @@ class _Casts:
                 return int(attribute.t.data_type)
             if attribute.name in _NAMED:
                 return int(attribute.i)
+            if attribute.name in _VALUES:
+                return _VALUES[attribute.name]
+        if node.op_type in _RESULTS:
+            return _RESULTS[node.op_type]
         if node.op_type == "CastLike" and len(node.input) > 1:
             return self._types.get(node.input[1])
         return next((self._types[name] for name in read if name in self._types), None)

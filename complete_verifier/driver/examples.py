@@ -26,6 +26,7 @@ from complete_verifier.driver.instances import Instance, network_name
 from complete_verifier.driver.interrupts import Interrupts
 from complete_verifier.driver.limits import timeout_seconds
 from complete_verifier.driver.networks import Network, element_type, read_network
+from complete_verifier.driver.outputs import refuse_losses, results_of
 from complete_verifier.driver.questions import Question, adjusted, ask
 from complete_verifier.outcome import Verdict
 from complete_verifier.problem import Clock
@@ -52,6 +53,7 @@ def run_examples(loaded: LoadedConfig, display: Display, interrupts: Interrupts)
     config, results = loaded.config, Path(loaded.config.general.results_file)
     source = Examples.of(loaded)
     instances = source.instances()
+    refuse_losses(loaded, (), results_of(loaded))
     prepare_output(results, "general.results_file")
     statistics = loaded.options.stats_file
     if statistics is not None:

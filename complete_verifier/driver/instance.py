@@ -7,6 +7,7 @@ deadline, SIGTERM, numbers that overflow) ends as `unknown` or `timeout`.
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -51,6 +52,8 @@ from complete_verifier.outcome import Outcome, Verdict
 from complete_verifier.problem import Clock
 from complete_verifier.reporting.report import InstanceReport, SearchUse
 from complete_verifier.spec.counterexample import Counterexample, format_counterexample
+
+_LOG = logging.getLogger(__name__)
 
 # An attack ends after this share of the time left, so that a proof has a chance where there is no counterexample.
 ATTACK_SHARE = 0.4
@@ -137,7 +140,7 @@ class _Run:
             self.on_bounds(question, saved)
             return self._search(question, saved, resumed=True)
         order = self.config.attack.pgd_order
-        if self._example_violates(question):
+        if self._example_violates(question) or self._anything_violates(question):
             return self._violated("unsafe-pgd")
         if order == "before" and self._attack(question, None, FIRST_ATTACK_SHARE if self._many else ATTACK_SHARE):
             return self._violated("unsafe-pgd")
@@ -231,6 +234,16 @@ class _Run:
         self.counterexample = confirm(question.judge, question.prop, question.example)
         if self.counterexample is not None:
             self.listener(Note("the example itself violates the property: the network misclassifies it"))
+        return self.counterexample is not None
+
+    def _anything_violates(self, question: Question) -> bool:
+        """Whether a clause says nothing about the output, so that every input of its region is a counterexample."""
+        clauses, region = question.problem.clauses, question.problem.region
+        free = torch.isinf(clauses.rhs).all(1)
+        if not bool(free.any()):
+            return False
+        point = region.center()[clauses.region[free][0]]
+        self.counterexample = confirm(question.judge, question.prop, point.double().cpu().numpy().reshape(-1))
         return self.counterexample is not None
 
     def _users_attack(self, question: Question) -> bool:
@@ -373,7 +386,8 @@ class _Run:
                 found = refined_search(
                     question.problem,
                     start,
-                    bab_settings(self.config),
+                    # --debug: `unsat` has to have leaves that cover the root
+                    replace(bab_settings(self.config), record_ledger=_LOG.isEnabledFor(logging.DEBUG)),
                     refine_share(self.config),
                     on_progress,
                     on_candidate,

@@ -91,7 +91,10 @@ def listed_instances(config: Config) -> tuple[Instance, ...]:
             f"{path}: cannot be read ({why}); general.csv_name is relative to general.root_path"
         ) from error
     reader = csv.reader(text.splitlines())
-    rows = [_instance(config, root, path, reader.line_num, row) for row in reader if any(map(str.strip, row))]
+    try:
+        rows = [_instance(config, root, path, reader.line_num, row) for row in reader if any(map(str.strip, row))]
+    except csv.Error as error:
+        raise ConfigError(f"{path}: line {reader.line_num}: not a row onnx,vnnlib,timeout ({error})") from None
     instances = [Instance(i, *row) for i, row in enumerate(rows)]
     return tuple(instances[i] for i in _chosen(config, len(instances), path))
 

@@ -11,6 +11,7 @@ from complete_verifier.driver.instances import Instance, listed_instances
 from complete_verifier.driver.interrupts import Interrupts
 from complete_verifier.driver.limits import timeout_seconds
 from complete_verifier.driver.list_run import ListRun, Outputs
+from complete_verifier.driver.outputs import refuse_losses, results_of
 from complete_verifier.reporting.display import Display
 from complete_verifier.reporting.results import prepare_output
 from complete_verifier.reporting.rows import Row
@@ -29,6 +30,7 @@ def run_list(loaded: LoadedConfig, display: Display, interrupts: Interrupts) -> 
     """
     config = loaded.config
     instances, path = listed_instances(config), Path(config.general.results_file)
+    refuse_losses(loaded, instances, results_of(loaded))
     done = rows_to_keep(path, instances, config)
     prepare_output(path, "general.results_file")
     display.line(f"Internal results will be saved to {path}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,16 @@ from complete_verifier.attack.original import OriginalNetwork
 from complete_verifier.compat.hooks import Hooks, hooks_of
 from complete_verifier.config import Config
 from complete_verifier.driver.input_regions import input_region
+from complete_verifier.driver.judge import Judge
 from complete_verifier.driver.networks import Network, read_network
 from complete_verifier.problem import Clauses, Clock, Problem
 from complete_verifier.spec.adjust import offset_rows, rescale, shrink
 from complete_verifier.spec.compile import read_vnnlib
 from complete_verifier.spec.peel import restated
 from complete_verifier.spec.property import Property
-from complete_verifier.spec.rounding import round_up
+from complete_verifier.spec.scaling import FloatRows, float_rows
+
+logger = logging.getLogger(__name__)
 
 # Relative to the outputs: far more than two right computations of one network part by.
 _NEARLY = 1e-3
@@ -42,6 +46,8 @@ class Question:
     """One instance as read: the problem in tensors, and what counterexamples are judged by: property and network.
 
     ``searched``: the same property as asked of ``problem.graph``, which may lack the network's last layer.
+    ``judge``: the network that candidates are run on, opened once. ``row_scale`` ``[K, R]`` float64: what rows of the
+    property were multiplied by to become those of ``problem.clauses``.
     ``given``: true bounds of nodes that the caller knows, one batch element per region.
     ``example``: an input that the region was made around, the first candidate for a counterexample.
     ``module``: the network as a torch module, where it is one.
@@ -52,6 +58,8 @@ class Question:
     store: ParameterStore
     network: Path | OriginalNetwork
     searched: Property
+    judge: Judge
+    row_scale: Tensor
     given: Given = NOTHING_GIVEN
     example: NDArray[np.floating] | None = None
     module: nn.Module | None = None
@@ -128,9 +136,10 @@ def ask(
 ) -> Question:
     """The question whether ``prop`` holds for a network."""
     searched = prop if found.last_layer is None else restated(prop, found.last_layer)
-    problem = _problem(found.graph, searched, found.dtype, context, bounds, clock)
+    problem, scale = _problem(found.graph, searched, found.dtype, context, bounds, clock)
+    original = found.original
     return Question(
-        problem, prop, found.store, found.original, searched, example=example, module=found.module
+        problem, prop, found.store, original, searched, Judge(original), scale, example=example, module=found.module
     )
 
 
@@ -156,20 +165,18 @@ def make_question(
     clock: Clock,
 ) -> Question:
     """A graph of ``dtype`` on the context's device and a property of its sizes; ``network`` judges counterexamples."""
-    return Question(_problem(graph, prop, dtype, context, bounds, clock), prop, store, network, prop)
+    problem, scale = _problem(graph, prop, dtype, context, bounds, clock)
+    return Question(problem, prop, store, network, prop, Judge(network), scale)
 
 
 def _problem(
     graph: Graph, prop: Property, dtype: torch.dtype, context: DistributedContext, bounds: BoundSettings, clock: Clock
-) -> Problem:
-    return Problem(
-        graph=graph,
-        region=_region(prop, graph, dtype, context.device),
-        clauses=clauses_of(prop, dtype, context.device),
-        context=context,
-        bounds=bounds,
-        clock=clock,
-    )
+) -> tuple[Problem, Tensor]:
+    """The problem, and what each row of its clauses was multiplied by."""
+    clauses, scale = scaled_clauses(prop, dtype, context.device)
+    region = _region(prop, graph, dtype, context.device)
+    problem = Problem(graph=graph, region=region, clauses=clauses, context=context, bounds=bounds, clock=clock)
+    return problem, scale
 
 
 def _sizes(graph: Graph) -> tuple[int, int]:
@@ -181,27 +188,49 @@ def _region(prop: Property, graph: Graph, dtype: torch.dtype, device: torch.devi
 
 
 def clauses_of(prop: Property, dtype: torch.dtype, device: torch.device) -> Clauses:
-    """All clauses of all regions, padded to the rows of the largest.
+    """All clauses of all regions, padded to the rows of the largest. See `scaled_clauses`."""
+    return scaled_clauses(prop, dtype, device)[0]
 
-    Right-hand sides are rounded up: a bound above the rounded one is above the exact one.
+
+def scaled_clauses(prop: Property, dtype: torch.dtype, device: torch.device) -> tuple[Clauses, Tensor]:
+    """All clauses of all regions, padded to the rows of the largest, and what each row was multiplied by ``[K, R]``.
+
+    Right-hand sides are rounded up: a bound above the rounded one is above the exact one. Coefficients are exact where
+    a multiple of the row is (`float_rows`), else the nearest numbers: a warning says so.
     """
     pairs = [(number, clause) for number, region in enumerate(prop.regions) for clause in region.clauses]
     sizes = np.array([len(clause.rows) for _, clause in pairs])
     n_rows = max(1, int(sizes.max()))
     present = np.arange(n_rows) < sizes[:, None]
-    c = np.zeros((*present.shape, prop.n_outputs), dtype=np.float64)
+    rows = float_rows([clause for _, clause in pairs], prop.n_outputs, _numpy(dtype))
+    _warn(prop.source, rows, dtype)
+    c = np.zeros((*present.shape, prop.n_outputs), dtype=_numpy(dtype))
     rhs = np.full(present.shape, np.inf, dtype=_numpy(dtype))
     strict = np.zeros(present.shape, dtype=np.bool_)
-    c[present] = np.concatenate([clause.mat for _, clause in pairs])
-    exact = [row.rhs for _, clause in pairs for row in clause.rows]
-    rhs[present] = round_up(exact, np.concatenate([clause.rhs for _, clause in pairs]), rhs.dtype)
+    scale = np.ones(present.shape)
+    c[present], rhs[present], scale[present] = rows.c, rows.rhs, rows.scale
     strict[present] = np.concatenate([clause.strict for _, clause in pairs])
 
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device)
 
     region = np.array([number for number, _ in pairs], dtype=np.int64)
-    return Clauses(tensor(c).to(dtype), tensor(rhs), tensor(region), tensor(strict))
+    return Clauses(tensor(c), tensor(rhs), tensor(region), tensor(strict)), torch.from_numpy(scale)
+
+
+def _warn(source: str, rows: FloatRows, dtype: torch.dtype) -> None:
+    """One line each about rows that the element type cannot hold."""
+    kind, mend = ("double", "") if dtype == torch.float64 else ("float32", "; general.double_fp holds more")
+    if rows.unusable.any():
+        logger.warning(
+            "%s: %d rows are left out of proofs: their coefficients lie too far apart for %s%s",
+            source, int(rows.unusable.sum()), kind, mend,
+        )  # fmt: skip
+    if rows.rounded.any():
+        logger.warning(
+            "%s: %d rows have coefficients that are rounded to %s, and so are their bounds%s",
+            source, int(rows.rounded.sum()), kind, mend,
+        )  # fmt: skip
 
 
 def _numpy(dtype: torch.dtype) -> type[np.floating]:

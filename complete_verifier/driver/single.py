@@ -10,6 +10,7 @@ from complete_verifier.config import LoadedConfig
 from complete_verifier.driver.instances import Instance, single_instance
 from complete_verifier.driver.interrupts import DeadlinePassed, Interrupts, Terminated
 from complete_verifier.driver.limits import timeout_seconds
+from complete_verifier.driver.outputs import refuse_losses, results_of
 from complete_verifier.driver.start_up import paused_collection
 from complete_verifier.outcome import Verdict
 from complete_verifier.reporting.display import Display
@@ -36,6 +37,7 @@ def run_single(
     timeout_s = timeout_seconds(config, None)
     results = Path(config.general.results_file)
     statistics = loaded.options.stats_file
+    refuse_losses(loaded, [instance], results_of(loaded))
     prepare_output(results, "general.results_file")
     if statistics is not None:
         prepare_output(Path(statistics), "--stats_file")

@@ -15,6 +15,7 @@ from complete_verifier.driver.instances import Instance, listed_instances
 from complete_verifier.driver.interrupts import Interrupts
 from complete_verifier.driver.list_run import ListRun, Outputs
 from complete_verifier.driver.listed import known_rows
+from complete_verifier.driver.outputs import refuse_losses
 from complete_verifier.driver.sweep_options import Sweep
 from complete_verifier.reporting.display import Display
 from complete_verifier.reporting.results import write_atomically
@@ -34,6 +35,8 @@ def run_sweep(sweep: Sweep, display: Display, interrupts: Interrupts) -> int:
     """
     config, path = sweep.loaded.config, sweep.folder / TABLE
     instances = listed_instances(config)
+    names = (TABLE, SETTINGS, REPORT) if sweep.report else (TABLE, SETTINGS)
+    refuse_losses(sweep.loaded, instances, [("--out", sweep.folder / name) for name in names])
     reference = None
     if sweep.compare is not None:
         from complete_verifier.report.reference import read_reference

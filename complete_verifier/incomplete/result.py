@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from auto_LiRPA.bounds.intermediate import Intermediate
@@ -23,3 +24,11 @@ class IncompleteResult:
     proven: Tensor
     intermediate: Intermediate
     slopes: Mapping[int, Tensor]
+
+
+def known_gap(gap: Tensor) -> Tensor:
+    """What the incomplete stage knows of clauses that it left open: a bound that looks like a proof is none there.
+
+    It did not trust such a bound (sums that overflow, boxes that cross), so it counts as unknown, -inf.
+    """
+    return torch.where(torch.isfinite(gap) & (gap < 0), gap, -torch.inf)

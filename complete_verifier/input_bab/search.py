@@ -14,7 +14,7 @@ from torch import Tensor
 from auto_LiRPA.errors import OutOfTime
 from auto_LiRPA.parallel.numerics import full_precision
 from auto_LiRPA.values import Box
-from complete_verifier.incomplete.result import IncompleteResult
+from complete_verifier.incomplete.result import IncompleteResult, known_gap
 from complete_verifier.input_bab.bounding import Bounded, Bounder
 from complete_verifier.input_bab.choice import scored, tried
 from complete_verifier.input_bab.clip import clip
@@ -273,7 +273,7 @@ class _Search:
         groups, device = self.groups, self.groups.region.device
         count, (g, _) = len(groups), groups.shape
         clause = groups.clause.clamp_min(0)
-        known = self.problem.clauses.margin(self.start.lower)[clause]
+        known = known_gap(self.problem.clauses.margin(self.start.lower)[clause])
         low, high = (side[groups.region] for side in self.box)
         inputs = low.shape[1]
         half = low.new_zeros(count, self.bounder.half_spaces, inputs + 1)
@@ -285,7 +285,7 @@ class _Search:
             lower=low,
             upper=high,
             open=groups.clause >= 0,
-            margin=torch.where(groups.clause >= 0, known, torch.inf).nan_to_num(nan=-torch.inf).reshape(count, g),
+            margin=torch.where(groups.clause >= 0, known, torch.inf).reshape(count, g),
             order=torch.full((count, min(_MOST_LEVELS, inputs)), -1, dtype=torch.int16, device=device),
             phase=torch.zeros(count, self.bounder.phases, dtype=torch.int8, device=device),
             half=half,

@@ -71,6 +71,13 @@ def read_reference(path: Path) -> Reference:
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not a text file"
         raise ConfigError(f"--compare {path}: cannot be read ({why})") from error
+    try:
+        return _reference(path, lines)
+    except csv.Error as error:
+        raise ConfigError(f"--compare {path}: not a table ({error})") from None
+
+
+def _reference(path: Path, lines: Sequence[str]) -> Reference:
     header = next(csv.reader(lines[:1]), [])
     if {"onnx", "vnnlib"} <= set(header):
         rows, tool = list(csv.DictReader(lines)), _tool(header)

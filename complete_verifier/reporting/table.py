@@ -33,14 +33,19 @@ def read_table(path: Path) -> list[Row]:
             raise ConfigError(f"{path}: not a table of results; name another file or folder")
         return []
     reader = csv.DictReader(io.StringIO(whole))
-    if tuple(reader.fieldnames or ()) != COLUMNS:
+    try:
+        columns = tuple(reader.fieldnames or ())
+        lines = [(reader.line_num, cells) for cells in reader]
+    except csv.Error as error:
+        raise ConfigError(f"{path}: line {reader.line_num}: not a table of results ({error})") from None
+    if columns != COLUMNS:
         raise ConfigError(f"{path}: not a table of results (its columns are others); name another file or folder")
     rows: dict[int, Row] = {}
-    for cells in reader:
+    for number, cells in lines:
         try:
             row = row_from(cells)
         except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{path}: line {reader.line_num}: {error}: not a row of results") from None
+            raise ConfigError(f"{path}: line {number}: {error}: not a row of results") from None
         rows[row.index] = row
     return list(rows.values())
 

@@ -7,8 +7,10 @@ two are equal must the decimal itself be asked, which keeps the slow exact compa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from decimal import Context, Decimal, DivisionByZero, Inexact, InvalidOperation, Overflow
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -51,6 +53,19 @@ def round_down(exact: Sequence[Decimal], nearest: Float64s, dtype: DTypeLike) ->
     """The largest number of `dtype` (float32 or float64) that is <= each decimal; -inf beyond its range."""
     cast, side = _cast_and_side(exact, nearest, dtype)
     return np.where(side > 0, np.nextafter(cast, cast.dtype.type(-np.inf)), cast)
+
+
+def round_up_fraction(value: Fraction, dtype: DTypeLike) -> float:
+    """A number of `dtype` (float32 or float64) next to `value` that is >= it; +inf beyond its range."""
+    try:
+        nearest = float(value)
+    except OverflowError:
+        nearest = math.inf if value > 0 else -math.inf
+    with np.errstate(over="ignore"):
+        cast: Floats = np.array([nearest]).astype(dtype)
+    near = float(cast[0])
+    below = near == -math.inf or (math.isfinite(near) and Fraction(near) < value)
+    return float(np.nextafter(cast, cast.dtype.type(np.inf))[0]) if below else near
 
 
 def step_off(values: Floats, exact: Sequence[Decimal], where: Bools, towards: float) -> Floats:

@@ -47,6 +47,8 @@ PRINT_IN = ("complete_verifier/__main__.py", "complete_verifier/driver/cli.py")
 
 # google: protobuf, the format of ONNX files.
 LIBRARY_MAY_IMPORT = {"torch", "numpy", "onnx", "onnx_ir", "onnxscript", "google", "safetensors", "auto_LiRPA"}
+# Kernels for CUDA devices; these files are imported where there is one.
+TRITON_IN = ("auto_LiRPA/bounds/domains/triton_kernels.py", "auto_LiRPA/bounds/domains/fused.py")
 # Each costs a good part of the start-up second: imported inside the function that needs it.
 LATE = {"matplotlib", "onnx_ir", "onnxruntime", "onnxscript", "pandas", "rich", "scipy", "sklearn"}
 
@@ -109,6 +111,7 @@ def foreign_faults(files: Iterable[SourceFile]) -> Iterator[str]:
         for imported in file.imports():
             place, name = f"{file.path}:{imported.line}", imported.target.split(".")[0]
             own = LIBRARY_MAY_IMPORT | {"complete_verifier", "abcrown"}  # those two: layer_faults
+            own |= {"triton"} if file.path in TRITON_IN else set()
             if file.path.startswith("auto_LiRPA/") and name not in own and name not in sys.stdlib_module_names:
                 yield f"{place}: auto_LiRPA must not import {name}"
             if name in LATE and imported.at_start:

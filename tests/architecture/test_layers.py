@@ -101,7 +101,7 @@ def test_an_import_that_goes_up_is_seen(tmp_path: Path, name: str, text: str, me
     assert fault.startswith(name) and message in fault
 
 
-@pytest.mark.parametrize("library", ["pydantic", "yaml", "rich", "vnnlib", "scipy.sparse", "onnxruntime"])
+@pytest.mark.parametrize("library", ["pydantic", "yaml", "rich", "vnnlib", "scipy.sparse", "onnxruntime", "triton"])
 def test_a_library_that_auto_lirpa_must_not_need_is_seen(tmp_path: Path, library: str) -> None:
     _plant(tmp_path, SOUND | {"auto_LiRPA/graph/x.py": f"def f():\n    import {library}\n"})
     (fault,) = foreign_faults(sources(tmp_path))

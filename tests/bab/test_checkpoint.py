@@ -100,9 +100,9 @@ def steps_of_a_write(monkeypatch: pytest.MonkeyPatch, fail_at: int | None) -> li
         os.truncate(path, path.stat().st_size // 2)
 
     monkeypatch.setattr(writing, "write_tensors", counted("part", write_tensors, torn))
-    monkeypatch.setattr(writing.json, "dumps", counted("dumps", json.dumps, None))
-    monkeypatch.setattr(writing.os, "fsync", counted("fsync", os.fsync, None))
-    monkeypatch.setattr(writing.os, "replace", counted("replace", os.replace, None))
+    monkeypatch.setattr(json, "dumps", counted("dumps", json.dumps, None))
+    monkeypatch.setattr(os, "fsync", counted("fsync", os.fsync, None))
+    monkeypatch.setattr(os, "replace", counted("replace", os.replace, None))
     monkeypatch.setattr(Path, "unlink", counted("unlink", Path.unlink, None))
     return seen
 

@@ -156,7 +156,7 @@ def test_what_is_violated_is_not_proved_after_a_cut(tmp_path: Path) -> None:
     case = hard("mlp", holds=False)
     result = begin(case, tmp_path, SETTINGS, 2)
     while result is None:
-        result = go_on(case, tmp_path, SETTINGS, 10)
+        result = go_on(case, tmp_path, SETTINGS, 40)
     assert not result.closed
 
 

@@ -58,7 +58,7 @@ def busy(matrix: torch.Tensor) -> torch.Tensor:
 def test_same_as_a_plain_list(traversal: str, seed: int, tmp_path: Path) -> None:
     """Batches larger than the tiers' room, with the GPU busy: no row is read before it has come or after it is gone."""
     gen = random.Random(seed)
-    budget = StoreBudget(600 * ROW, 800 * ROW, tmp_path)
+    budget = StoreBudget(400 * ROW, 400 * ROW, tmp_path)
     model, next_id = Model(traversal), 0  # type: ignore[arg-type]
     matrix = torch.randn(2048, 2048, device="cuda")
     with DomainStore(toy([0], "cuda", WIDTH), traversal, budget, 64) as store:  # type: ignore[arg-type]

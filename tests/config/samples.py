@@ -51,6 +51,8 @@ BY_PATH = {
     "bab.tree_traversal": Sample(("depth_first",), "depth_first", "depth_first"),
     "attack.input_split_check_adv.enabled": Sample(("false",), False, False),
     "bab.checkpoint": Sample(("30",), 30, 30.0),
+    "bab.refine.attempt": Sample(("0.5",), 0.5, 0.5),
+    "bab.refine.share": Sample(("0.75",), 0.75, 0.75),
     "parallel.mode": Sample(("fsdp",), "fsdp", "fsdp"),
     "parallel.rows": Sample(("shard",), "shard", "shard"),
     "parallel.domains": Sample(("replicate",), "replicate", "replicate"),

@@ -20,6 +20,7 @@ from tests.config.samples import FREE_TEXT_WITH_CHOICES, UpstreamKey, upstream_k
 UPSTREAM = upstream_keys()
 PARALLEL = "mode rows domains mesh backend tile_rows block_mib prefetch tp_intermediate timeout_s threads".split()
 OURS = {f"parallel.{name}" for name in PARALLEL} | {"bab.force_synchronous", "bab.domain_parallel", "bab.checkpoint"}
+OURS |= {f"bab.refine.{name}" for name in ("enabled", "attempt", "share")}
 OUR_DEFAULTS = {"solver.crown.compare_crown_with_ibp": True, "bab.tree_traversal": None}
 
 

@@ -113,11 +113,15 @@ def test_links_lead_to_files(document: str) -> None:
 
 def test_every_page_is_linked_from_the_start() -> None:
     """From README or the architecture page, which are where readers begin."""
-    linked = {(ROOT / document).parent / link for document in ("README.md", "docs/architecture.md") for link in links(document)}
+    linked = {
+        (ROOT / document).parent / link
+        for document in ("README.md", "docs/architecture.md")
+        for link in links(document)
+    }
     assert {path.resolve() for path in (ROOT / "docs").glob("*.md")} <= {path.resolve() for path in linked}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "CHANGELOG.md"])  # it names what is gone
 def test_files_that_are_named_exist(document: str) -> None:
     """Paths in backticks that begin in a room of the checkout; `*` stands for any name."""
     text = (ROOT / document).read_text(encoding="utf-8")

@@ -75,7 +75,7 @@ def test_bounder(value: float, strict: bool) -> None:
     setup = some_setup()
     spec = setup.problem.clauses
     spec = replace(spec, attainable_rhs=torch.isfinite(spec.rhs) & strict)
-    bounder = replace(setup.bounder, problem=replace(setup.problem, clauses=spec))
+    bounder = set_up(replace(setup.problem, clauses=spec), iterations=2).bounder
     sign = torch.zeros(4, setup.layout.width, dtype=torch.int8)
     batch = domains(setup, torch.zeros(4, dtype=torch.long), sign, torch.Generator())
     lower = torch.tensor([value, 0.0, 1e-6, -1e-6], dtype=spec.c.dtype)
@@ -86,7 +86,7 @@ def test_one_lax_row_keeps_zero_open() -> None:
     """A clause with strict and non-strict rows may hold where the weighted sum is 0."""
     spec = clauses([(np.eye(2, 3), np.zeros(2))], torch.float64, torch.tensor([[True, False]]))
     setup = some_setup()
-    bounder = replace(setup.bounder, problem=replace(setup.problem, clauses=spec))
+    bounder = set_up(replace(setup.problem, clauses=spec), iterations=2).bounder
     sign = torch.zeros(1, setup.layout.width, dtype=torch.int8)
     batch = replace(domains(setup, torch.zeros(1, dtype=torch.long), sign, torch.Generator()), mix=torch.ones(1, 2))
     assert bounder.proven(batch, torch.zeros(1)).tolist() == [False]
@@ -141,8 +141,8 @@ def test_broken_boxes_end_as_unknown(
     assert run(capsys, tmp_path, files, *flags).word == "unsat"
     real = crown_boxes
 
-    def broken(graph, region, context, settings):  # type: ignore[no-untyped-def]
-        found = real(graph, region, context, settings)
+    def broken(graph, region, context, settings, *given):  # type: ignore[no-untyped-def]
+        found = real(graph, region, context, settings, *given)
         first = min(found.boxes)
         box = Interval(found.boxes[first].lower.clone(), found.boxes[first].upper.clone())
         box.lower[0, 0], box.upper[0, 0] = lower, upper

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from complete_verifier.driver.questions import _input_boxes, clauses_of
+from complete_verifier.driver.input_regions import input_region
+from complete_verifier.driver.questions import clauses_of
 from complete_verifier.spec.compile import read_vnnlib_text
 from tests.end_to_end.runs import run, write
 from tests.graph.single import model, node, read
@@ -91,7 +92,7 @@ def test_the_tensors_say_what_the_text_says(name: str) -> None:
     spec = read_vnnlib_text(DECLARED + text)
     clauses = clauses_of(spec, torch.float64, torch.device("cpu"))
     graph = read(model([node("Relu", "x")], ["N", 2]))
-    boxes = _input_boxes(spec, graph, torch.float64, torch.device("cpu"))
+    boxes = input_region(spec, graph.input_shape, torch.float64, torch.device("cpu"))
     points = torch.tensor(list(itertools.product(GRID, repeat=4)), dtype=torch.float64)
     x, y = points[:, :2], points[:, 2:]
     inside = ((x >= boxes.lower.unsqueeze(1)) & (x <= boxes.upper.unsqueeze(1))).all(2)  # [regions, N]

@@ -54,5 +54,8 @@ class MixState:
         self._second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
         root = (1 - BETA2**step) ** 0.5
         move = self._first / (self._second.sqrt() + EPSILON * root) * (rate * root / (1 - BETA1**step))
-        self.weight.add_(move).clamp_(min=0)
-        self.weight.div_(self.weight.sum(1, keepdim=True).clamp_min(torch.finfo(self.weight.dtype).tiny))
+        moved = (self.weight + move).clamp_min(0)
+        total = moved.sum(1, keepdim=True)
+        tiny = torch.finfo(moved.dtype).tiny
+        # weights that momentum took to 0 all at once would make a row that is 0 everywhere, and look like a proof
+        self.weight.copy_(torch.where(total > tiny, moved / total.clamp_min(tiny), self.weight))

@@ -63,22 +63,29 @@ class LeafSolver:
         rhs = self.problem.clauses.rhs[clause].double().flatten()
         real = torch.isfinite(rhs)
         goal, offset, rhs = goal[real], offset[real], rhs[real]
+        finite = bool(torch.isfinite(goal).all() & torch.isfinite(offset).all())
+        if not finite or not all(bool(np.isfinite(part).all()) for part in signs):
+            return LeafResult(False, None)
+        if len(rhs) == 0:  # a clause without rows holds everywhere
+            return LeafResult(False, self.problem.region.center()[region_index][0].double().cpu().numpy())
+        margin = LP_MARGIN * (1 + float(rhs.abs().max()))
+        # HiGHS takes 1e20 for infinity, and its tolerances are absolute: rows are brought to the size of 1
+        scale = max(1.0, float(goal.abs().max()), float((rhs - offset).abs().max()))
+        goal, limit, margin = goal / scale, (rhs - offset) / scale, max(LP_MARGIN, margin / scale)
+        signs = _scaled(*signs)
         # a ball starts as the box around it, and is cut out of that as far as the answer needs it
         box, ball = self.problem.region.interval(), self._ball(region_index)
         lower = box.lower[region_index].double().flatten().cpu().numpy()
         upper = box.upper[region_index].double().flatten().cpu().numpy()
-        # least t with goal x + offset - rhs <= t on all rows, over the leaf's polytope
+        # least t (in units of ``scale``) with goal x + offset - rhs <= t on all rows, over the leaf's polytope
         upper_rows = np.concatenate(
             [
                 np.hstack([goal.cpu().numpy(), -np.ones((len(goal), 1))]),
                 np.hstack([signs[0], np.zeros((len(signs[0]), 1))]),
             ]
         )
-        limits = np.concatenate([(rhs - offset).cpu().numpy(), signs[1]])
+        limits = np.concatenate([limit.cpu().numpy(), signs[1]])
         bounds = [*zip(lower, upper, strict=True), (None, None)]
-        if len(rhs) == 0:  # a clause without rows holds everywhere
-            return LeafResult(False, self.problem.region.center()[region_index][0].double().cpu().numpy())
-        margin = LP_MARGIN * (1 + float(rhs.abs().max()))
         closed, x = _least(upper_rows, limits, bounds, margin, ball)
         return LeafResult(closed, None if x is None else x.reshape(self.graph.input_shape))
 
@@ -115,6 +122,12 @@ class LeafSolver:
         if not parts:
             return np.zeros((0, self.graph.nodes[0].size)), np.zeros(0)
         return np.concatenate(parts), np.concatenate(limits)
+
+
+def _scaled(rows: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same ``A x <= b``, rows of large numbers divided by their largest one."""
+    size = np.maximum(np.abs(rows).max(1, initial=1.0), np.abs(limits))
+    return rows / size[:, None], limits / size
 
 
 def _least(

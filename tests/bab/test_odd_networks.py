@@ -274,3 +274,19 @@ def test_a_round_that_fails_at_its_leaves_leaves_no_child_behind(monkeypatch: py
         with pytest.raises(MemoryError):
             one._round(concatenate(root, leaf), store)
         assert len(store) == 0
+
+
+def test_large_numbers_are_no_infinity_to_a_leaf() -> None:
+    """HiGHS takes 1e20 for infinity: rows beyond it looked as if no point satisfied them."""
+    decided = 0
+    for seed in range(16):
+        build, at = Builder((3,)), 0
+        for number, layer in enumerate(dense_layers([3, 4, 4, 1], seed)):
+            at = build.relu(at) if number else at
+            at = build.dense(replace(layer, weight=layer.weight * 1e9, bias=layer.bias * 1e9), at)
+        problem = hard_problem(build.graph(), seed, 0.0)
+        limit = problem.clauses.rhs + 1e-3 * problem.clauses.rhs.abs()  # above the least value that sampling found
+        problem = replace(problem, clauses=replace(problem.clauses, rhs=limit))
+        assert not search(problem, incomplete(problem), replace(QUICK, max_iterations=12)).closed
+        decided += 1
+    assert decided == 16

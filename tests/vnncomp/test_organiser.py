@@ -136,7 +136,9 @@ def test_a_limit_that_is_too_short_is_kept(
 ) -> None:
     network, specification = hopeless(tmp_path)
     ended = organiser("soundnessbench", Path(network), Path(specification), 4.0)
-    assert (ended.code, ended.results) == (0, "timeout"), ended.said
+    assert ended.code == 0 and ended.verdict in ("timeout", "sat"), ended.said
+    if ended.verdict == "sat":  # a fast machine's attack finds one now and then
+        assert fault(ended.results, Path(network), Path(specification)) is None
     assert ended.seconds < 4.0 + LATE_S + 2.0  # two shells and an interpreter start first, on a busy machine
 
 

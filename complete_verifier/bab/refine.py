@@ -107,6 +107,11 @@ def _refined_layer(
     return boxes[layer.source], 0
 
 
+def _trusted(lower: Tensor) -> Tensor:
+    """Bounds that count: neither a NaN nor an infinity, which comes from sums that overflow, bounds anything."""
+    return torch.where(torch.isfinite(lower), lower, -torch.inf)
+
+
 def _unstable(box: Interval) -> int:
     return int(((box.lower < 0) & (box.upper > 0)).sum())
 
@@ -198,13 +203,12 @@ class _Trees:
     def _least(self, leaves: Domains) -> Tensor:
         """Per tree the least bound of its open leaves; 0 where there is none: all lie above."""
         least = torch.zeros_like(self.first)
-        # a NaN bound is no bound
-        return least.scatter_reduce(0, leaves.clause, torch.nan_to_num(leaves.lower, nan=-torch.inf), "amin")
+        return least.scatter_reduce(0, leaves.clause, _trusted(leaves.lower), "amin")
 
     def _worst(self, leaves: Domains) -> Tensor:
         """Which leaves are split next: the worst ones of every tree that still has some, the same number of each."""
         splittable = self._splittable(leaves)
-        key = torch.where(splittable, torch.nan_to_num(leaves.lower, nan=-torch.inf), torch.inf)
+        key = torch.where(splittable, _trusted(leaves.lower), torch.inf)
         order = key.argsort(stable=True)
         order = order[leaves.clause[order].argsort(stable=True)]
         clause = leaves.clause[order]

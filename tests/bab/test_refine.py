@@ -102,3 +102,14 @@ def test_a_tree_without_leaves_says_zero_and_not_more(monkeypatch: pytest.Monkey
         setup = set_up(random_case("mlp", seed, neurons=20).problem)
         refine_boxes(setup.problem, setup.root, SETTINGS)
     assert seen and max(seen) <= 0.0
+
+
+def test_a_leaf_whose_bound_is_no_number_bounds_nothing() -> None:
+    """An infinity comes from sums that overflow: such a leaf is open, and its tree keeps the bound it had."""
+    setup = next(s for seed in range(20) if (s := set_up(random_case("mlp", seed).problem)).layout.width > 1)
+    layer = next(x for x in setup.layout.layers[1:])
+    trees = refining._Trees(setup.problem, dict(setup.root.intermediate.boxes), layer, SETTINGS)
+    leaves = trees.bounder.bound(trees.roots)
+    for value in (torch.inf, -torch.inf, torch.nan):
+        broken = replace(leaves, lower=torch.full_like(leaves.lower, value))
+        assert torch.equal(torch.fmax(trees._least(broken), trees.first), trees.first), value

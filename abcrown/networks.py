@@ -13,12 +13,13 @@ from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.graph.module import OnnxModule
 from auto_LiRPA.graph.run import evaluate
 from auto_LiRPA.parallel.context import DistributedContext
-from auto_LiRPA.parallel.store import ParameterStore, Weight
+from auto_LiRPA.parallel.store import ParameterStore, Weight, accepted
+from auto_LiRPA.parallel.whole import whole
 from auto_LiRPA.shared_graph import element_type, shared_graph
 from complete_verifier.attack.torch_network import TorchNetwork
 from complete_verifier.compat.hooks import hooks_of
 from complete_verifier.config import Config
-from complete_verifier.driver.networks import Network, read_network
+from complete_verifier.driver.networks import Network, read_network, spread_over_ranks
 
 ComputingGraph = nn.Module | Graph | str | Path
 
@@ -76,7 +77,7 @@ def load_network(
     _check_inputs(graph, input_shape, n_inputs, name)
     kind = torch.float64 if config.general.double_fp else judge.torch_dtype
     moved, store = _moved(graph, kind, context)
-    return Network(moved, store, kind, judge, module=module)
+    return spread_over_ranks(Network(moved, store, kind, judge, module=module), context)
 
 
 class _GraphModule(nn.Module):
@@ -140,8 +141,8 @@ def _moved(graph: Graph, dtype: torch.dtype, context: DistributedContext) -> tup
         return value.to(context.device, dtype if value.is_floating_point() else value.dtype).detach()
 
     def weight(handle: Weight) -> Weight:
-        blocks = [block.data for block in handle.blocks()]
-        whole = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-        return store.place(whole.to(context.device, dtype).detach())
+        if store.shares:
+            return store.place(whole(handle, dtype, context.device))
+        return store.load(whole(handle), dtype, context.device, accepted)
 
     return graph.mapped(tensor, weight), store

@@ -7,6 +7,7 @@ from auto_LiRPA.bounded_tensor import BoundedParameter, BoundedTensor
 from auto_LiRPA.graph.module import load_onnx
 from auto_LiRPA.graph.registry import register_custom_op, unregister_custom_op
 from auto_LiRPA.parallel.context import DistributedContext
+from auto_LiRPA.parallel.settings import ParallelSettings
 from auto_LiRPA.perturbations import (
     PerturbationL0Norm,
     PerturbationLinear,
@@ -25,6 +26,7 @@ __all__ = [
     "CrossEntropyWrapper",
     "CrossEntropyWrapperMultiInput",
     "DistributedContext",
+    "ParallelSettings",
     "PerturbationL0Norm",
     "PerturbationLinear",
     "PerturbationLpNorm",

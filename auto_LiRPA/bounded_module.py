@@ -31,6 +31,7 @@ from auto_LiRPA.errors import ConfigError, UserError
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.graph.registry import CustomOperator, register_custom_op
 from auto_LiRPA.graph.run import evaluate
+from auto_LiRPA.graph.tensor_parallel import tensor_parallel
 from auto_LiRPA.node_views import BoundNode
 from auto_LiRPA.operators.activation import Relu
 from auto_LiRPA.parallel.context import DistributedContext
@@ -208,6 +209,10 @@ class BoundedModule(nn.Module):
             return False
         trains = self.training and any(p.requires_grad for p in self.parameters())
         record = trains or x.requires_grad() or (isinstance(c, Tensor) and c.requires_grad)
+        if record and self._graph().spread is not None:
+            raise UserError(
+                "compute_bounds: parallel.mode tp gives no gradients: call it under torch.no_grad(), or use mode single"
+            )
         if record and not method.gives_gradients:
             raise UserError(
                 f"compute_bounds: method {method.value} gives no gradients: call it under torch.no_grad(), or use CROWN"
@@ -220,6 +225,11 @@ class BoundedModule(nn.Module):
                         f"compute_bounds: no gradient reaches the parameter {name}: node {node} computes a constant"
                         " from it when the network is read; freeze it (requires_grad_(False)) or call eval()"
                     )
+            if held := sorted(wanting & self._shared.copied):
+                raise UserError(
+                    f"compute_bounds: no gradient reaches the parameter {held[0]}: parallel.mode fsdp and offload keep"
+                    " copies of weights; train with mode single, or call eval()"
+                )
         return record
 
     def _remember(
@@ -248,8 +258,19 @@ class BoundedModule(nn.Module):
             nodes = (
                 replace(n, op=replace(n.op, slope_rule=rule)) if isinstance(n.op, Relu) else n for n in graph.nodes
             )
-            self._ready = (graph, rule, replace(graph, nodes=tuple(nodes)))
+            chosen = replace(graph, nodes=tuple(nodes))
+            context = self._context(self._example.device)
+            if context.mode == "tp":
+                chosen = tensor_parallel(chosen, context)
+            self._ready = (graph, rule, chosen)
         return self._ready[2]
+
+    def distribute(self, parallel: DistributedContext | ParallelSettings) -> None:
+        """Place the weights anew, as the argument ``parallel`` would have. All ranks have to call it."""
+        self._parallel = parallel
+        self._shared = shared_graph(self._source, self._example, self._context(self._example.device).make_store)
+        self._ready, self._last = None, _Last()
+        self._graph()
 
     def _context(self, device: torch.device) -> DistributedContext:
         """Where to compute; `crown_batch_size` caps the rows of a tile."""

@@ -35,5 +35,9 @@ class WorkerFailed(VerifierError):
     """A rank died, hung or ran with other input than its peers (exit code 3)."""
 
 
+class RankUnreachable(WorkerFailed):
+    """A collective broke off: another rank has ended, and its end is the reason to be told."""
+
+
 class OutOfTime(VerifierError):
     """The deadline passed within a bounding pass. The stage that catches it goes on with what it has."""

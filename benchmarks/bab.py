@@ -157,13 +157,14 @@ def whole(
 @contextmanager
 def _clocked(device: torch.device) -> Iterator[dict[str, float]]:
     """Within: seconds of each part of the rounds, the device waited for at both ends."""
+    from complete_verifier.bab import expansion
     from complete_verifier.bab.relu_bounding import ReluBounder
     from complete_verifier.bab.store import DomainStore
 
     parts: dict[str, float] = defaultdict(float)
     places: list[tuple[Any, str]] = [(ReluBounder, "bound"), (ReluBounder, "quick"), (ReluBounder, "facts")]
-    places += [(DomainStore, "add"), (DomainStore, "take"), (DomainStore, "worst_margin"), (searching, "split")]
-    places += [(searching._Search, "_choose"), (searching._Search, "_round")]
+    places += [(DomainStore, "add"), (DomainStore, "take"), (DomainStore, "worst_margin"), (expansion, "split")]
+    places += [(expansion.Expander, "_choose"), (searching._Search, "_round")]
     before = [(owner, name, getattr(owner, name)) for owner, name in places]
 
     def clocked(name: str, body: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ final rows give the adjoints of the boxes, and these weigh the rows of the start
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,6 +26,7 @@ from auto_LiRPA.bounds.intermediate import (
 )
 from auto_LiRPA.bounds.optimize import (
     LOOK_EVERY_CUDA,
+    Agree,
     Proven,
     SecondsLeft,
     _Best,
@@ -34,12 +35,14 @@ from auto_LiRPA.bounds.optimize import (
     project,
 )
 from auto_LiRPA.bounds.settings import AlphaSettings, BoundSettings
-from auto_LiRPA.bounds.sweep import objective_weight, sweep
+from auto_LiRPA.bounds.sweep import Gradient, objective_weight, sweep
+from auto_LiRPA.bounds.tile_sums import TileSums
 from auto_LiRPA.bounds.undecided import undecided_starts
 from auto_LiRPA.errors import OutOfTime
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.base import Relaxation
 from auto_LiRPA.parallel.context import DistributedContext
+from auto_LiRPA.parallel.sharing import check_time_together, each_tile, in_order, own, slots
 from auto_LiRPA.values import Interval, Region
 
 FINAL = -1  # the key of the specification's own rows among the start nodes
@@ -53,12 +56,27 @@ KEEP_PASSES_MIB = 256
 
 @dataclass(frozen=True, slots=True)
 class AlphaResult:
-    """Bounds of ``sign * c . y`` ``[B, S]``; the best boxes met on the way; the final rows' slopes, per tile."""
+    """Bounds of ``sign * c . y`` ``[B, S]``; the best boxes met on the way; the slopes of the final rows.
+
+    ``slopes``: by tile and node, of the tiles that this rank computed; `all_slopes` fetches the others'.
+    """
 
     lower: Tensor
     intermediate: Intermediate
-    slopes: tuple[Mapping[int, Tensor], ...]
+    slopes: Mapping[int, Mapping[int, Tensor]]
     iterations: int
+
+    def all_slopes(self, context: DistributedContext, count: int) -> list[dict[int, Tensor]]:
+        """The slopes of all ``count`` tiles, by node ``[B, height, P, u]``. Every rank of the row axis has to ask."""
+        rows = context.rows
+        facts = {n: (tuple(v.shape), v.dtype) for n, v in sorted(self.slopes.get(0, {}).items())}
+        every: list[dict[int, Tensor]] = [{} for _ in range(count)]
+        for node, (shape, dtype) in rows.same_object(facts).items():
+            like = torch.empty(shape, dtype=dtype, device=self.lower.device)
+            mine = [self.slopes[p][node] for p in own(rows, count)]
+            for position, value in enumerate(in_order(rows, mine, count, like)):
+                every[position][node] = value
+        return every
 
 
 def alpha_crown(
@@ -100,21 +118,40 @@ def _final_rows(
     seconds_left: SecondsLeft | None,
 ) -> AlphaResult:
     """The rows of the specification alone, tile by tile, over fixed boxes."""
-    parts: dict[int, Tensor] = {}
-    slopes = []
+    slopes: dict[int, Mapping[int, Tensor]] = {}
     iterations = 0
     # `proven` speaks of all rows of an element, so it can only stop the loop where one tile holds them all
     check = proven if len(spec.tiles) == 1 else None
-    for position in context.share(len(spec.tiles)):
-        rows = spec.rows(graph, position, sign)
+
+    def compute(position: int) -> Tensor:
+        nonlocal iterations
         found = optimize_rows(
-            graph, rows, region, base.relaxations, settings, proven=check, seconds_left=seconds_left
+            graph,
+            spec.rows(graph, position, sign),
+            region,
+            base.relaxations,
+            settings,
+            proven=check,
+            seconds_left=seconds_left,
+            agree=_agree(context),
         )
-        parts[position] = found.lower
-        slopes.append(found.slopes)
+        slopes[position] = found.slopes
         iterations = max(iterations, found.iterations)
-        context.counters.tiles += 1
-    return AlphaResult(spec.join(context.gather_tiles(parts, len(spec.tiles))), base, tuple(slopes), iterations)
+        return found.lower
+
+    def idle() -> None:
+        # an idle rank stops when the others do: its wishes are those of the tile it repeats
+        optimize_rows(
+            graph, spec.rows(graph, 0, sign), region, base.relaxations, settings, agree=_agree(context)
+        )
+
+    lower = spec.join(each_tile(context, len(spec.tiles), compute, spec.result_like(region), idle))
+    return AlphaResult(lower, base, slopes, int(context.world.largest(iterations)))
+
+
+def _agree(context: DistributedContext) -> Agree | None:
+    """How ranks that share weights agree to stop; None where this rank decides for itself."""
+    return context.weights.every if context.weights.size > 1 else None
 
 
 def _stream_boxes(
@@ -134,13 +171,13 @@ def _stream_boxes(
     def bounder(
         graph: Graph, start: StartNode, region: Region, relaxations: Relaxations, context: DistributedContext
     ) -> Interval:
-        parts: dict[int, Tensor] = {}
-        for position in context.share(len(start.tiles)):
+        def compute(position: int) -> Tensor:
             rows = start.rows(graph, position)
-            found = optimize_rows(graph, rows, region, relaxations, one_by_one, seconds_left=seconds_left)
-            parts[position] = found.lower
-            context.counters.tiles += 1
-        return join_tiles(start.tiles, context.gather_tiles(parts, len(start.tiles)))
+            return optimize_rows(
+                graph, rows, region, relaxations, one_by_one, seconds_left=seconds_left, agree=_agree(context)
+            ).lower
+
+        return join_tiles(start.tiles, each_tile(context, len(start.tiles), compute, start.result_like(region)))
 
     return crown_boxes(graph, region, context, settings, given, bounder)
 
@@ -167,17 +204,18 @@ class _Joint:
         self.starts = tuple(s for s in undecided_starts(graph, base, context) if self._optimisable(s.node))
         self.slopes: dict[tuple[int, int], TileSlopes] = {}
         for start in self.starts:
-            for position in context.share(len(start.tiles)):
-                rows = 1 if settings.share_alphas else 2 * start.tiles[position].height
-                key = self._key(start.node, position)
-                if key not in self.slopes:
-                    self.slopes[key] = self._initial(start.node, rows)
-        for position in context.share(len(spec.tiles)):
+            # shared slopes belong to all ranks: each has its copy, and they go the same way
+            shared = settings.share_alphas
+            for position in range(1) if shared else own(context.rows, len(start.tiles)):
+                rows = 1 if shared else 2 * start.tiles[position].height
+                self.slopes[(start.node, position)] = self._initial(start.node, rows)
+        for position in own(context.rows, len(spec.tiles)):
             self.slopes[(FINAL, position)] = self._initial(graph.output, spec.tiles[position].height)
         self.keep_passes = self._pass_bytes() <= KEEP_PASSES_MIB * 2**20
         self.passes: dict[tuple[int, int], Pass] = {}
         self.moments = {key: Moments.zero(list(value.values())) for key, value in self.slopes.items()}
         self.best_boxes: dict[int, Interval] = dict(base.boxes)
+        self.sums = TileSums(context.rows)
 
     def _pass_bytes(self) -> int:
         """Bytes of the coefficients at all nonlinear nodes, over all tiles of all start nodes."""
@@ -193,7 +231,7 @@ class _Joint:
         return total
 
     def _key(self, start: int, tile: int) -> tuple[int, int]:
-        return start, 0 if self.settings.share_alphas else tile
+        return start, 0 if self.settings.share_alphas and start != FINAL else tile
 
     def _optimisable(self, node_id: int) -> bool:
         return any(j in self.pinned for j in self.graph.ancestors[node_id] | {node_id})
@@ -206,7 +244,7 @@ class _Joint:
     def run(self, proven: Proven | None, seconds_left: SecondsLeft | None) -> AlphaResult:
         best = _Best()
         relaxations = self.base.relaxations
-        final = {p: self.slopes[(FINAL, p)] for p in self.context.share(len(self.spec.tiles))}
+        final = {p: self.slopes[(FINAL, p)] for p in own(self.context.rows, len(self.spec.tiles))}
         look = LOOK_EVERY_CUDA if self.spec.c.is_cuda else 1
         done = 0
         first = self._final_bounds(relaxations)  # CROWN's own, with the intersected boxes: never looser than it
@@ -233,14 +271,15 @@ class _Joint:
                     break
             if last or best.patience_over(self.settings.patience, iteration, look):
                 break
-            if seconds_left is not None and iteration % look == look - 1 and seconds_left() <= 0:
-                break
+            if seconds_left is not None and iteration % look == look - 1:
+                if self.context.world.some(seconds_left() <= 0):
+                    break
             try:
                 self._step(relaxations, weight, iteration)
             except OutOfTime:
                 break
         intermediate = self._best_intermediate()
-        slopes = tuple({j: best.slopes[self._flat(p, j)] for j in tile} for p, tile in final.items())
+        slopes = {p: {j: best.slopes[self._flat(p, j)] for j in tile} for p, tile in final.items()}
         # one more look with the best boxes of all iterations together: sound, and often tighter than any one of them
         try:
             lower = torch.fmax(best.lower, self._final_bounds(intermediate.relaxations, slopes))
@@ -275,110 +314,129 @@ class _Joint:
             if not changed:
                 relaxations[node.id] = self.base.relaxations[node.id]
                 continue
-            relaxation = node.op.relax(*(boxes[i] for i in node.inputs))  # type: ignore[attr-defined]
+            relaxation = self.graph.relax(node, boxes)
             relaxation.pinned = self.pinned.get(node.id)
             relaxations[node.id] = relaxation
         return relaxations
 
     def _bound_start(self, start: StartNode, relaxations: Relaxations) -> Interval:
         """Bounds of one start node's neurons under the present slopes."""
-        parts = {}
-        for position in self.context.share(len(start.tiles)):
-            rows = start.rows(self.graph, position)
+
+        def compute(position: int) -> Tensor:
             slopes = self.slopes[self._key(start.node, position)]
-            parts[position] = self._pass(rows, relaxations, slopes, (start.node, position))
-        return join_tiles(start.tiles, self.context.gather_tiles(parts, len(start.tiles)))
+            return self._pass(start.rows(self.graph, position), relaxations, slopes, (start.node, position))
+
+        def idle() -> None:  # the gradient's idle turn needs the pass of the last tile, as if it were this rank's
+            self._pass(start.rows(self.graph, last), relaxations, {}, (start.node, last))
+
+        last = len(start.tiles) - 1
+        like = start.result_like(self.region)
+        return join_tiles(start.tiles, each_tile(self.context, len(start.tiles), compute, like, idle))
 
     def _pass(self, rows: Rows, relaxations: Relaxations, slopes: Slopes, key: tuple[int, int]) -> Tensor:
         """One tile's bounds ``[B, T]``; its coefficients are kept for the gradient where memory allows."""
-        self.context.check_time()
-        self.context.counters.tiles += 1
         result = backward(self.graph, rows, relaxations, slopes, save=self.keep_passes)
         if self.keep_passes:
             self.passes[key] = result
         return concretize(result, self.region)
 
     def _final_bounds(
-        self, relaxations: Relaxations, slopes: tuple[Mapping[int, Tensor], ...] | None = None
+        self, relaxations: Relaxations, slopes: Mapping[int, Mapping[int, Tensor]] | None = None
     ) -> Tensor:
-        parts = {}
-        for mine, position in enumerate(self.context.share(len(self.spec.tiles))):
+        def compute(position: int) -> Tensor:
+            variables = self.slopes[(FINAL, position)] if slopes is None else slopes[position]
             rows = self.spec.rows(self.graph, position, self.sign)
-            variables = self.slopes[(FINAL, position)] if slopes is None else slopes[mine]
-            parts[position] = self._pass(rows, relaxations, variables, (FINAL, position))
-        return self.spec.join(self.context.gather_tiles(parts, len(self.spec.tiles)))
+            return self._pass(rows, relaxations, variables, (FINAL, position))
+
+        def idle() -> None:
+            self._pass(self.spec.rows(self.graph, last, self.sign), relaxations, {}, (FINAL, last))
+
+        last = len(self.spec.tiles) - 1
+        like = self.spec.result_like(self.region)
+        return self.spec.join(each_tile(self.context, len(self.spec.tiles), compute, like, idle))
 
     def _step(self, relaxations: Relaxations, weight: Tensor, iteration: int) -> None:
-        """Gradient of the objective by every slope, last start node first, then one Adam step."""
-        gradients: dict[tuple[int, int], dict[int, Tensor]] = {}
-        adjoint: dict[int, Interval] = {}
-        parts: dict[int, dict[int, Interval]] = {}
-        for position in self.context.share(len(self.spec.tiles)):
-            tile = self.spec.tiles[position]
-            rows = self.spec.rows(self.graph, position, self.sign)
-            w = _padded(weight[:, tile.start : tile.stop], tile.height)
-            parts[position] = self._tile_gradient(rows, relaxations, w, (FINAL, position), position, gradients)
-        self._add_adjoints(adjoint, parts, len(self.spec.tiles))
-        for start in reversed(self.starts):
-            seed = adjoint.pop(start.node, None)
-            if seed is None:
-                continue
-            picked = seed.pick(start.index)
-            lower_w, upper_w = picked.lower, picked.upper
-            parts = {}
-            for position in self.context.share(len(start.tiles)):
-                tile = start.tiles[position]
-                cut = slice(tile.start, tile.stop)
-                w = torch.cat([_padded(lower_w[:, cut], tile.height), _padded(-upper_w[:, cut], tile.height)], 1)
-                rows = start.rows(self.graph, position)
-                key = self._key(start.node, position)
-                parts[position] = self._tile_gradient(rows, relaxations, w, key, position, gradients)
-            self._add_adjoints(adjoint, parts, len(start.tiles))
+        """One Adam step of all slopes that this rank has."""
         rate = self.settings.lr_alpha * self.settings.decay**iteration
-        for key, found in gradients.items():
+        for key, found in self._gradients(relaxations, weight).items():
             variables = self.slopes[key]
             ordered = [found.get(j, torch.zeros_like(v)) for j, v in variables.items()]
             ascend(list(variables.values()), ordered, self.moments[key], [rate] * len(ordered), iteration + 1)
             project(relaxations, variables, {})
 
-    def _tile_gradient(
+    def _gradients(self, relaxations: Relaxations, weight: Tensor) -> dict[tuple[int, int], Mapping[int, Tensor]]:
+        """Derivatives of the objective by every slope that this rank has, the last start node's first."""
+        self.sums.begin()
+        gradients: dict[tuple[int, int], Mapping[int, Tensor]] = {}
+
+        def final_tile(position: int) -> tuple[Rows, Tensor]:
+            tile = self.spec.tiles[position]
+            w = _padded(weight[:, tile.start : tile.stop], tile.height)
+            return self.spec.rows(self.graph, position, self.sign), w
+
+        self._start_gradients(FINAL, len(self.spec.tiles), final_tile, relaxations, gradients)
+        for start in reversed(self.starts):
+            seed = self.sums.box(start.node)
+            if seed is None:
+                continue
+            if self.graph.spread is not None:
+                seed = self.graph.spread.whole_of(start.node, seed)
+            picked = seed.pick(start.index)
+
+            def tile_of(position: int, start: StartNode = start, picked: Interval = picked) -> tuple[Rows, Tensor]:
+                tile = start.tiles[position]
+                cut = slice(tile.start, tile.stop)
+                sides = (picked.lower[:, cut], -picked.upper[:, cut])
+                w = torch.cat([_padded(side, tile.height) for side in sides], 1)
+                return start.rows(self.graph, position), w
+
+            self._start_gradients(start.node, len(start.tiles), tile_of, relaxations, gradients)
+        return gradients
+
+    def _start_gradients(
         self,
-        rows: Rows,
+        start: int,
+        count: int,
+        tile_of: Callable[[int], tuple[Rows, Tensor]],
         relaxations: Relaxations,
-        weight: Tensor,
-        key: tuple[int, int],
-        tile: int,
-        gradients: dict[tuple[int, int], dict[int, Tensor]],
-    ) -> dict[int, Interval]:
-        """Sweep one tile, its pass run again where its coefficients were not kept. Returns its box adjoints."""
-        self.context.check_time()
-        slopes = self.slopes[key]
-        result = self.passes.pop((key[0], tile), None)
+        gradients: dict[tuple[int, int], Mapping[int, Tensor]],
+    ) -> None:
+        """Derivatives of one start node's tiles: by its slopes to ``gradients``, by boxes to the sums."""
+        rows = self.context.rows
+        alone = rows.size == 1 and self.context.weights.size == 1
+        shared = start != FINAL and self.settings.share_alphas
+        for position, mine in slots(rows, count):
+            if alone:
+                self.context.check_time()
+            else:
+                check_time_together(self.context)
+            found: Gradient | None = None
+            if mine or self.context.lockstep:
+                found = self._tile_gradient(start, position, tile_of(position), relaxations, mine)
+            if found is not None and not shared:
+                gradients[(start, position)] = found.slopes
+            present = min(rows.size, count - position // rows.size * rows.size) if mine else count % rows.size
+            self.sums.add(start, found, present, shared, self.spec.c)
+        if shared:
+            gradients[(start, 0)] = self.sums.slopes()
+
+    def _tile_gradient(
+        self, start: int, position: int, tile: tuple[Rows, Tensor], relaxations: Relaxations, mine: bool
+    ) -> Gradient | None:
+        """Sweep one tile, its pass run again where its coefficients were not kept; None if it is another rank's."""
+        rows, weight = tile
+        slopes = self.slopes[self._key(start, position)] if mine else {}
+        result = self.passes.pop((start, position), None)
         if result is None:
             result = backward(self.graph, replace(rows, owned=False), relaxations, slopes, save=True)
         found = sweep(self.graph, rows.node, result, self.region, relaxations, weight, slopes)
-        mine = gradients.setdefault(key, {})
-        for node_id, value in found.slopes.items():
-            if slopes[node_id].shape[1] == 1 and value.shape[1] > 1:
-                value = value.sum(1, keepdim=True)
-            mine[node_id] = mine[node_id] + value if node_id in mine else value
-        return dict(found.boxes)
-
-    def _add_adjoints(
-        self, total: dict[int, Interval], parts: Mapping[int, Mapping[int, Interval]], count: int
-    ) -> None:
-        """Sum the tiles' box adjoints in tile order, so that the bits do not depend on who computed which tile."""
-        for position in range(count):
-            for node_id, part in sorted(parts[position].items()):
-                if node_id in total:
-                    part = Interval(total[node_id].lower + part.lower, total[node_id].upper + part.upper)
-                total[node_id] = part
+        return found if mine else None
 
     def _best_intermediate(self) -> Intermediate:
         relaxations: dict[int, Relaxation] = {}
         for node in self.graph.nodes[1 : self.graph.output + 1]:
             if node.id in self.base.relaxations:
-                relaxation = node.op.relax(*(self.best_boxes[i] for i in node.inputs))  # type: ignore[attr-defined]
+                relaxation = self.graph.relax(node, self.best_boxes)
                 relaxation.pinned = self.pinned.get(node.id)
                 relaxations[node.id] = relaxation
         return Intermediate(self.best_boxes, relaxations, self.base.starts)

@@ -6,35 +6,35 @@ Shape letters: B batch elements or domains, T rows of the tile.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from auto_LiRPA.bounds.rows import NeuronList, Rows, neuron_rows, spec_rows
 from auto_LiRPA.graph.ir import Graph, Node
 from auto_LiRPA.operators.base import LinearOperator, Relaxation
 from auto_LiRPA.operators.linear import Linear
 from auto_LiRPA.values import Region, Window
-from auto_LiRPA.values.windows import whole, window_of
+from auto_LiRPA.values.windows import whole
+
+__all__ = [
+    "NeuronList",
+    "Pass",
+    "Relaxations",
+    "Rows",
+    "Slopes",
+    "SplitTerm",
+    "backward",
+    "concretize",
+    "effective_slopes",
+    "neuron_rows",
+    "spec_rows",
+]
 
 Relaxations = Mapping[int, Relaxation]
 Slopes = Mapping[int, Tensor]  # per nonlinear node: [B, T, P, u]
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows to be bounded from below: ``coef . value(node) + bias``.
-
-    ``coef``: ``[B or 1, T, *shape]``, ``bias``: ``[B or 1, T]`` or None for zero.
-    """
-
-    node: int
-    coef: Tensor
-    bias: Tensor | None = None
-    owned: bool = False  # True: nobody else reads coef, it may be overwritten
-    window: Window | None = None  # coef covers this window of the node's map only, and is zero outside
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +79,29 @@ def backward(
         stop: nodes where the pass ends besides the input; their coefficients come back in ``saved``.
     """
     in_place = not torch.is_grad_enabled()
+    spread = graph.spread
     pending: dict[int, _Entry] = {rows.node: _Entry(rows.coef, rows.owned and in_place, rows.window)}
     saved: dict[int, Tensor] = {}
     bias: Tensor | None = rows.bias
-    for node in reversed(graph.nodes[1 : rows.node + 1]):
+    start, nothing = rows.node, rows.coef.new_zeros(1, rows.coef.shape[1])
+    del rows  # or its coefficients would be held to the end of the pass: a third of a tile's memory
+    partial: Tensor | None = None  # constant terms of this rank's own neurons: summed over the ranks at the end
+    for node in reversed(graph.nodes[1 : start + 1]):
         entry = pending.pop(node.id, None)
         if entry is None:
             continue
+        mine = spread is not None and spread.sums(node.id)
         if entry.window is not None and not (slopes or splits or save or node.id in stop):
             step = _windowed_step(node, entry, relaxations, in_place)
             if step is not None:
-                bias = _sum(bias, step[0])
+                bias, partial = _add_constant(bias, partial, step[0], mine)
                 for source, found in zip(node.inputs, step[1], strict=True):
                     _merge(pending, source, found, graph, in_place)
                 continue
         coef, owned = entry.whole(node)
         if splits is not None and node.id in splits:
-            coef, bias = _add_split(coef, bias, splits[node.id])
+            coef, constant = _add_split(coef, splits[node.id])
+            bias, partial = _add_constant(bias, partial, constant, mine)
             owned = in_place
         if node.id in stop:
             saved[node.id] = coef
@@ -110,14 +116,17 @@ def backward(
             pulled = relaxation.pull(coef, effective_slopes(relaxation, node.id, slopes), owned and not save)
             fresh = True
         del coef, entry
-        bias = _sum(bias, pulled.bias)
+        bias, partial = _add_constant(bias, partial, pulled.bias, mine)
         alone = in_place and fresh and len(node.inputs) == 1
         for source, term in zip(node.inputs, pulled.coefs, strict=True):
             _merge(pending, source, _Entry(term, alone, None), graph, in_place)
         del pulled, term
     last = pending.pop(0, None)
+    if partial is not None and spread is not None:
+        # rows that no rank's neurons add a constant to have None on all ranks alike
+        bias = _sum(bias, spread.ranks.total(partial.contiguous()))
     if bias is None:
-        bias = rows.coef.new_zeros(1, rows.coef.shape[1])
+        bias = nothing
     return Pass(None if last is None else last.whole(graph.nodes[0])[0], bias, saved)
 
 
@@ -192,89 +201,24 @@ def concretize(result: Pass, region: Region) -> Tensor:
     return region.minimum(result.coef) + result.bias
 
 
-@dataclass(frozen=True, slots=True)
-class NeuronList:
-    """Flat neurons of a node: on the device, and on the host where blocks are chosen without waiting.
-
-    ``dtype``: that of the rows which start there.
-    """
-
-    index: Tensor
-    host: tuple[int, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, index: Tensor, dtype: torch.dtype) -> NeuronList:
-        """Copies the indices to the host once (one synchronisation)."""
-        return cls(index, tuple(index.tolist()), dtype)
-
-    def __len__(self) -> int:
-        return len(self.host)
-
-    def cut(self, start: int, stop: int, height: int) -> NeuronList:
-        """Neurons ``start:stop``, padded to ``height`` by repeating the last one, so that every tile has one shape."""
-        index, host = self.index[start:stop], self.host[start:stop]
-        missing = height - len(host)
-        if missing > 0:
-            index = torch.cat([index, index[-1:].expand(missing)])
-            host = host + host[-1:] * missing
-        return NeuronList(index, host, self.dtype)
-
-
-def neuron_rows(graph: Graph, node_id: int, neurons: NeuronList, both: bool = True) -> Rows:
-    """Rows that pick some neurons of a node and, below them, their negations.
-
-    A plain linear layer starts at its weight's rows: the product with a one-hot matrix is never made.
-    """
-    node = graph.nodes[node_id]
-    index, height = neurons.index, len(neurons)
-    if isinstance(node.op, Linear) and len(node.shape) == 1:
-        coef = node.op.rows(index, neurons.host)
-        bias = None if node.op.bias is None else node.op.bias[index].unsqueeze(0)
-        source = node.inputs[0]
-        coef = (torch.cat([coef, -coef]) if both else coef).unsqueeze(0)
-        if bias is not None and both:
-            bias = torch.cat([bias, -bias], dim=1)
-        return Rows(source, coef, bias, owned=True)
-    window = window_of(node.shape, neurons.host)
-    shape = node.shape if window is None else (node.shape[0], *window.size)
-    if window is not None:
-        index = _within(index, node.shape, window)
-    size = (2 * height if both else height, math.prod(shape))
-    one_hot = torch.zeros(size, dtype=neurons.dtype, device=index.device)
-    row = torch.arange(height, device=index.device)
-    one_hot[row, index] = 1
-    if both:
-        one_hot[row + height, index] = -1
-    return Rows(node_id, one_hot.reshape(1, -1, *shape), None, owned=True, window=window)
-
-
-def _within(index: Tensor, shape: tuple[int, ...], window: Window) -> Tensor:
-    """Flat neurons of the whole value as flat neurons of the window."""
-    positions = torch.unravel_index(index, shape)
-    flat = positions[0]
-    for position, start, size in zip(positions[1:], window.start, window.size, strict=True):
-        flat = flat * size + (position - start)
-    return flat
-
-
-def spec_rows(graph: Graph, c: Tensor) -> Rows:
-    """Rows of a specification matrix ``[B or 1, S, n_out]`` (or ``[B or 1, S, *out]``) on the network's output."""
-    return Rows(graph.output, c.reshape(*c.shape[:2], *graph.output_shape))
-
-
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     if a is None or b is None:
         return b if a is None else a
     return a + b
 
 
-def _add_split(coef: Tensor, bias: Tensor | None, term: SplitTerm) -> tuple[Tensor, Tensor | None]:
-    """``coef[..., index] -= beta * sign``, the same for all rows of a domain."""
+def _add_constant(
+    bias: Tensor | None, partial: Tensor | None, constant: Tensor | None, mine: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both sums with a constant added to the one it belongs to: ``mine`` says that other ranks add theirs."""
+    return (bias, _sum(partial, constant)) if mine else (_sum(bias, constant), partial)
+
+
+def _add_split(coef: Tensor, term: SplitTerm) -> tuple[Tensor, Tensor | None]:
+    """``coef[..., index] -= beta * sign``, the same for all rows of a domain; and what that adds to the bias."""
     shift = term.beta * term.sign
     flat = coef.flatten(2)
     batch = max(flat.shape[0], shift.shape[0])
     flat = flat.expand(batch, -1, -1).index_add(2, term.index, -shift.unsqueeze(1).expand(batch, flat.shape[1], -1))
-    if term.point is not None:
-        bias = _sum(bias, (shift * term.point).sum(-1, keepdim=True))
-    return flat.reshape(batch, *coef.shape[1:]), bias
+    constant = None if term.point is None else (shift * term.point).sum(-1, keepdim=True)
+    return flat.reshape(batch, *coef.shape[1:]), constant

@@ -13,6 +13,7 @@ from auto_LiRPA.bounds.interval import IntervalWalk
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.base import LinearOperator
 from auto_LiRPA.parallel.context import DistributedContext
+from auto_LiRPA.parallel.sharing import each_tile
 from auto_LiRPA.parallel.tiles import Tile, cut, tile_height
 from auto_LiRPA.values import Box, Interval, Region
 
@@ -31,6 +32,11 @@ class SpecTiles:
         if part.shape[1] < tile.height:
             part = torch.cat([part, part[:, -1:].expand(-1, tile.height - part.shape[1], -1)], dim=1)
         return spec_rows(graph, part if sign > 0 else -part)
+
+    def result_like(self, region: Region) -> Tensor:
+        """A tensor as a tile's bounds are: ``[B, height]``."""
+        center = region.center()
+        return center.new_empty(center.shape[0], self.tiles[0].height)
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """``[B, S]`` from each tile's ``[B, height]``."""
@@ -60,13 +66,11 @@ def final_lower(
     sign: int = 1,
 ) -> Tensor:
     """CROWN lower bounds of ``sign * c . y``: ``[B, S]``."""
-    parts: dict[int, Tensor] = {}
-    for position in context.share(len(spec.tiles)):
-        context.check_time()
-        rows = spec.rows(graph, position, sign)
-        parts[position] = concretize(backward(graph, rows, relaxations), region)
-        context.counters.tiles += 1
-    return spec.join(context.gather_tiles(parts, len(spec.tiles)))
+
+    def compute(position: int) -> Tensor:
+        return concretize(backward(graph, spec.rows(graph, position, sign), relaxations), region)
+
+    return spec.join(each_tile(context, len(spec.tiles), compute, spec.result_like(region)))
 
 
 def interval_lower(graph: Graph, c: Tensor, walk: IntervalWalk, sign: int = 1) -> Tensor:
@@ -79,8 +83,15 @@ def interval_lower(graph: Graph, c: Tensor, walk: IntervalWalk, sign: int = 1) -
     total = result.bias
     if result.coef is not None:
         total = total + _box(walk.at(0)).minimum(result.coef)
+    spread, partial = graph.spread, None
     for node_id, coef in result.saved.items():
-        total = total + _box(walk.at(node_id)).minimum(coef)
+        least = _box(walk.part(node_id)).minimum(coef)
+        if spread is not None and spread.sharded(node_id):
+            partial = least if partial is None else partial + least
+        else:
+            total = total + least
+    if spread is not None and partial is not None:
+        total = total + spread.ranks.total(partial.contiguous())
     return total
 
 

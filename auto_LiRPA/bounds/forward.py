@@ -31,7 +31,7 @@ def forward_boxes(
                 if source not in boxes:
                     boxes[source] = _box(graph, source, value, region, walk, settings, given)
                     walk.set(source, boxes[source])
-            relaxations[node.id] = node.op.relax(*(boxes[i] for i in node.inputs))
+            relaxations[node.id] = graph.relax(node, boxes)
             values[node.id] = relaxations[node.id].push(inputs)
         elif isinstance(node.op, LinearOperator):
             values[node.id] = node.op.push(inputs)
@@ -62,13 +62,15 @@ def _box(
 ) -> Interval:
     if node_id in given.fixed:
         return given.fixed[node_id]
-    shape = graph.nodes[node_id].shape
+    shape = graph.local_shape(node_id)
 
     def least(weight: torch.Tensor) -> torch.Tensor:
         rows = weight.flatten(2).transpose(1, 2).reshape(weight.shape[0], -1, *graph.input_shape)
         return region.minimum(rows).reshape(-1, *shape)
 
     box = Interval(least(value.lower_w) + value.lower_b, value.upper_b - least(-value.upper_w))
+    if graph.spread is not None:
+        box = graph.spread.whole_of(node_id, box)
     if settings.compare_with_ibp:
         box = box.intersect(walk.at(node_id))
     if node_id in given.reference:

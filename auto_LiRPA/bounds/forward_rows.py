@@ -21,15 +21,18 @@ def forward_rows(graph: Graph, region: Region, c: Tensor, middle: Intermediate, 
     frontier = frozenset(n.id for n in graph.nodes[1:] if isinstance(n.op, NonlinearOperator))
     result = backward(graph, spec_rows(graph, c if sign > 0 else -c), {}, stop=frontier)
     values = _values(graph, region, middle.relaxations, frozenset(result.saved))
-    weight, bias = result.coef, result.bias
+    weight, bias, spread = result.coef, result.bias, graph.spread
     for node_id, coef in result.saved.items():
         value, flat = values[node_id], coef.flatten(2)
         up, down = flat.clamp_min(0), flat.clamp_max(0)
         term = up @ _columns(value.lower_w) + down @ _columns(value.upper_w)
+        low, high = value.lower_b.flatten(1).unsqueeze(-1), value.upper_b.flatten(1).unsqueeze(-1)
+        constant = (up @ low + down @ high).squeeze(-1)
+        if spread is not None and spread.sharded(node_id):  # of this rank's neurons only
+            term, constant = (spread.ranks.total(x.contiguous()) for x in (term, constant))
         term = term.unflatten(2, graph.input_shape)
         weight = term if weight is None else weight + term
-        low, high = value.lower_b.flatten(1).unsqueeze(-1), value.upper_b.flatten(1).unsqueeze(-1)
-        bias = bias + (up @ low + down @ high).squeeze(-1)
+        bias = bias + constant
     if weight is None:
         return bias.expand(region.center().shape[0], -1)
     return region.minimum(weight) + bias

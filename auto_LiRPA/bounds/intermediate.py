@@ -14,6 +14,7 @@ from auto_LiRPA.bounds.settings import BoundSettings
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.base import NonlinearOperator, Relaxation
 from auto_LiRPA.parallel.context import DistributedContext
+from auto_LiRPA.parallel.sharing import each_tile
 from auto_LiRPA.parallel.tiles import Tile, cut, tile_height
 from auto_LiRPA.values import Interval, Region
 from auto_LiRPA.values.windows import neighbour_order
@@ -36,6 +37,11 @@ class StartNode:
     def index(self) -> Tensor:
         """The neurons on the device, ``[u]``."""
         return self.neurons.index
+
+    def result_like(self, region: Region) -> Tensor:
+        """A tensor as a tile's bounds are: ``[B, 2 * height]``."""
+        center = region.center()
+        return center.new_empty(center.shape[0], 2 * self.tiles[0].height)
 
     def rows(self, graph: Graph, position: int) -> Rows:
         """The rows of one tile."""
@@ -123,6 +129,8 @@ def crown_boxes(
     """
     walk = IntervalWalk(graph, region.interval())
     settled = exact_nodes(graph) if region.is_box else frozenset({0})
+    if graph.spread is not None and context.settings.tp_intermediate == "ibp":
+        settled |= {node.id for node in graph.nodes if graph.spread.sharded(node.id)}
     # over a ball the rows of an affine node are exact, so its stable neurons gain too (as they do in `interval_boxes`)
     exact_rows = frozenset() if region.is_box else affine_nodes(graph)
     boxes: dict[int, Interval] = {}
@@ -149,7 +157,7 @@ def crown_boxes(
                 if start is not None:
                     starts.append(start)
             walk.set(source, boxes[source])
-        relaxations[node.id] = node.op.relax(*(boxes[i] for i in node.inputs))
+        relaxations[node.id] = graph.relax(node, boxes)
     return Intermediate(boxes, relaxations, tuple(starts))
 
 
@@ -225,14 +233,12 @@ def bound_tiles(
     slopes: Mapping[int, Slopes] | None = None,
 ) -> Interval:
     """Bounds ``[B, u]`` of a start node's neurons, tile by tile. ``slopes``: per tile index, the optimised slopes."""
-    parts: dict[int, Tensor] = {}
-    for position in context.share(len(start.tiles)):
-        context.check_time()
-        rows = start.rows(graph, position)
+
+    def compute(position: int) -> Tensor:
         mine = None if slopes is None else slopes[position]
-        parts[position] = concretize(backward(graph, rows, relaxations, mine), region)
-        context.counters.tiles += 1
-    return join_tiles(start.tiles, context.gather_tiles(parts, len(start.tiles)))
+        return concretize(backward(graph, start.rows(graph, position), relaxations, mine), region)
+
+    return join_tiles(start.tiles, each_tile(context, len(start.tiles), compute, start.result_like(region)))
 
 
 def join_tiles(tiles: tuple[Tile, ...], parts: list[Tensor]) -> Interval:

@@ -10,29 +10,46 @@ from auto_LiRPA.values import Interval
 class IntervalWalk:
     """Intervals of the nodes in order, each made once from the best known boxes of its inputs, and dropped when done.
 
-    A box that is set (tightened by CROWN, or given by the user) replaces the propagated one from there on.
+    A box that is set (tightened by CROWN, or given by the user) replaces the propagated one from there on. Boxes are
+    whole; where neurons are spread over ranks each rank propagates its own.
     """
 
     def __init__(self, graph: Graph, start: Interval) -> None:
         self.graph = graph
-        self._known: dict[int, Interval] = {0: start}
+        self._known: dict[int, Interval] = {0: start}  # this rank's neurons
+        self._whole: dict[int, Interval] = {}  # all neurons, of nodes that are spread
         self._last = {source: node.id for node in graph.nodes for source in node.inputs}
 
     def at(self, node_id: int) -> Interval:
         """The interval of a node, all earlier ones being known."""
+        found = self.part(node_id)
+        spread = self.graph.spread
+        if spread is None or not spread.sharded(node_id):
+            return found
+        if node_id not in self._whole:
+            self._whole[node_id] = spread.whole_of(node_id, found)
+        return self._whole[node_id]
+
+    def part(self, node_id: int) -> Interval:
+        """The interval of this rank's neurons of a node."""
         if node_id not in self._known:
             node = self.graph.nodes[node_id]
-            self._known[node_id] = node.op.interval(*(self.at(i) for i in node.inputs))
+            self._known[node_id] = node.op.interval(*(self.part(i) for i in node.inputs))
         return self._known[node_id]
 
     def set(self, node_id: int, box: Interval) -> None:
         """Use ``box`` for this node from now on."""
+        spread = self.graph.spread
+        if spread is not None and spread.sharded(node_id):
+            self._whole[node_id] = box
+            box = spread.part_of(node_id, box)
         self._known[node_id] = box
 
     def release(self, done: int) -> None:
         """Forget the intervals that no node after ``done`` reads."""
         for node_id in [i for i in self._known if self._last.get(i, -1) <= done and i != self.graph.output]:
             del self._known[node_id]
+            self._whole.pop(node_id, None)
 
 
 def exact_nodes(graph: Graph) -> frozenset[int]:

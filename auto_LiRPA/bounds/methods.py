@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -31,6 +32,7 @@ from auto_LiRPA.errors import ConfigError
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.base import NonlinearOperator
 from auto_LiRPA.parallel.context import DistributedContext
+from auto_LiRPA.parallel.sharing import each_tile
 from auto_LiRPA.values import Interval, Region
 
 
@@ -155,7 +157,7 @@ def _intermediate(
         return forward_boxes(graph, region, settings, given)[0]
     boxes, _ = interval_boxes(graph, region, context, given)
     relaxations = {
-        node.id: node.op.relax(*(boxes[i] for i in node.inputs))
+        node.id: graph.relax(node, boxes)
         for node in graph.nodes[1 : graph.output + 1]
         if isinstance(node.op, NonlinearOperator)
     }
@@ -238,21 +240,21 @@ def _linear_side(
     middle: Intermediate,
     context: DistributedContext,
     sign: int,
-    slopes: tuple[Slopes, ...] | None = None,
+    slopes: Mapping[int, Slopes] | None = None,
 ) -> Side:
     """The linear function below ``sign * row`` and its least value, turned upright."""
     batch = region.center().shape[0]
-    coefs: dict[int, Tensor] = {}
-    biases: dict[int, Tensor] = {}
-    for order, position in enumerate(context.share(len(spec.tiles))):
-        context.check_time()
+    size = math.prod(graph.input_shape)
+
+    def compute(position: int) -> Tensor:  # [B, T, n_in + 1]: coefficients, then the constant
         rows = spec.rows(graph, position, sign)
-        mine = None if slopes is None else slopes[order]
-        coefs[position], biases[position] = _on_input(graph, backward(graph, rows, middle.relaxations, mine), batch)
-        context.counters.tiles += 1
-    count = len(spec.tiles)
-    coef = spec.join(context.gather_tiles(coefs, count))
-    bias = spec.join(context.gather_tiles(biases, count))
+        mine = None if slopes is None else slopes.get(position)
+        coef, bias = _on_input(graph, backward(graph, rows, middle.relaxations, mine), batch)
+        return torch.cat([coef.flatten(2), bias.unsqueeze(-1)], dim=-1)
+
+    like = spec.result_like(region).unsqueeze(-1).expand(-1, -1, size + 1)
+    both = spec.join(each_tile(context, len(spec.tiles), compute, like))
+    coef, bias = both[..., :-1].reshape(*both.shape[:2], *graph.input_shape), both[..., -1]
     lower = region.minimum(coef) + bias
     return Side(_upright(sign, lower), LinearFunction(_upright(sign, coef), _upright(sign, bias)))
 

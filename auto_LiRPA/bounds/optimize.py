@@ -19,6 +19,7 @@ from auto_LiRPA.bounds.sweep import objective_weight, reduce_rows, sweep
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.values import Region
 
+Agree = Callable[[bool], bool]  # this rank wants to stop -> all ranks that share its weights do
 Proven = Callable[[Tensor], Tensor]  # row bounds [B, S] -> which batch elements need no more work [B]
 SecondsLeft = Callable[[], float]
 
@@ -99,6 +100,7 @@ def optimize_rows(
     proven: Proven | None = None,
     seconds_left: SecondsLeft | None = None,
     mix: RowMix | None = None,
+    agree: Agree | None = None,
 ) -> Optimized:
     """Best lower bounds of ``rows`` over alpha and beta, the boxes being fixed.
 
@@ -108,6 +110,8 @@ def optimize_rows(
         mix: the rows are one weighted sum per batch element, and the weights are optimised along (``rows`` gives only
             the node then).
         proven: batch elements for which it says True leave the objective; when all do, the loop ends.
+        agree: whether every rank that shares the weights wants to stop. Until then this one goes on making passes that
+            change nothing any more.
     """
     batch = region.center().shape[0]
     variables = (
@@ -125,6 +129,7 @@ def optimize_rows(
     look = LOOK_EVERY_CUDA if region.center().is_cuda else 1
     keep_from = int(settings.iterations * settings.start_save_best)
     done = 0
+    live = True
     for iteration in range(settings.iterations):
         last = iteration + 1 == settings.iterations
         terms = {k: replace(splits[k], beta=betas[k]) for k in betas} if splits else None
@@ -132,19 +137,21 @@ def optimize_rows(
             rows = Rows(rows.node, *mix.row(weights.get(MIX, mix.weight)))
         result = backward(graph, replace(rows, owned=False), relaxations, variables, terms, save=not last)
         lower = concretize(result, region)
-        state.update(
-            lower, settings.reduction, variables, others, iteration == 0 or iteration >= keep_from or last
-        )
-        done = iteration + 1
+        if live:
+            keep = iteration == 0 or iteration >= keep_from or last
+            state.update(lower, settings.reduction, variables, others, keep)
+            done = iteration + 1
         weight = objective_weight(lower, settings.reduction)
+        looks = iteration % look == look - 1
         if proven is not None:
             finished = proven(state.lower)
             weight = weight * (~finished).to(weight).unsqueeze(1)
-            if iteration % look == look - 1 and bool(finished.all()):
-                break
-        if last or state.patience_over(settings.patience, iteration, look):
+            live = live and not (looks and bool(finished.all()))
+        if last:
             break
-        if seconds_left is not None and iteration % look == look - 1 and seconds_left() <= 0:
+        live = live and not state.patience_over(settings.patience, iteration, look)
+        live = live and not (seconds_left is not None and looks and seconds_left() <= 0)
+        if agree is None and not live or agree is not None and looks and agree(not live):
             break
         found = sweep(
             graph,

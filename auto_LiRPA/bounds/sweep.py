@@ -63,11 +63,11 @@ def sweep(
             continue
         if with_start and node.id in relaxations and node.id not in result.saved:
             # the bound does not depend on this node: any of its values serves where only zeros will read it
-            values[node.id] = values[0].new_zeros(batch, rows, *node.shape)
+            values[node.id] = values[0].new_zeros(batch, rows, *graph.local_shape(node.id))
             continue
         if node.id != 0 and isinstance(node.op, LinearOperator):
             merged = node.op.forward(*(values[i].flatten(0, 1) for i in node.inputs))
-            values[node.id] = merged.reshape(batch, rows, *node.shape)
+            values[node.id] = merged.unflatten(0, (batch, rows))
         elif node.id != 0:
             relaxation = relaxations[node.id]
             inputs = tuple(values[i] for i in node.inputs)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from auto_LiRPA.graph.ir import Graph, Node
-from auto_LiRPA.graph.layout import Constant
+from auto_LiRPA.graph.layout import Constant, Unread
+from auto_LiRPA.graph.onnx_tensors import require_finite
 from auto_LiRPA.operators.arithmetic import Affine
 from auto_LiRPA.operators.base import Input, Operator
 from auto_LiRPA.operators.linear import Linear
+from auto_LiRPA.operators.placed import PlacedAffine
 from auto_LiRPA.operators.shape import Reshape
-from auto_LiRPA.parallel.store import ParameterStore
+from auto_LiRPA.parallel.store import MIB, ParameterStore, Weight, as_own
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +42,32 @@ class Assembler:
     batch: BatchRule
     dtype: torch.dtype
     device: torch.device
+    shared_constants: bool = False  # some belong to a module, whose later changes have to be seen
     nodes: list[Node] = field(default_factory=list)
     derived: dict[str, str] = field(default_factory=dict)  # parameter -> ONNX node that computed a constant from it
+    copied: set[str] = field(default_factory=set)  # parameters of which the store keeps a copy
+    _placed: dict[object, Weight] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
     _named: int = 0
 
     def emit(self, op: Operator, inputs: tuple[int, ...], shape: tuple[int, ...]) -> int:
         """Append a node (its name comes later)."""
+        if isinstance(op, Affine) and self._is_large(op, shape):
+            scale, shift = (None if t is None else self.store.place(t.contiguous()) for t in (op.scale, op.shift))
+            op = PlacedAffine(scale, shift)
         self.nodes.append(Node(len(self.nodes), "", op, inputs, shape))
         return len(self.nodes) - 1
+
+    def _is_large(self, op: Affine, shape: tuple[int, ...]) -> bool:
+        """Whether constants are of the size of a block of weights, so that they belong where the weights are.
+
+        A constant of one axis stays: it may become the bias of a Linear.
+        """
+        held = [t for t in (op.scale, op.shift) if t is not None]
+        if self.shared_constants or not self.store.takes_constants or len(shape) < 2:
+            return False
+        least = self.store.block_mib * MIB
+        return bool(held) and all(tuple(t.shape) == shape and t.numel() * t.element_size() >= least for t in held)
 
     def add_input(self, name: str, shape: tuple[int, ...]) -> int:
         """Append the network's input."""
@@ -63,6 +83,31 @@ class Assembler:
         if isinstance(source.op, Reshape):
             return self.reshape(source.inputs[0], shape)
         return self.emit(Reshape(source.shape, shape), (node,), shape)
+
+    def place(self, constant: Constant) -> Weight:
+        """Hand a weight to the store; shared with the module that it belongs to, if the store does that."""
+        if constant.source is not None and not self.store.shares:
+            self.copied.add(constant.source)
+        if constant.unread is not None:
+            return self._loaded(constant.tensor, constant.unread)
+        tensor = constant.tensor
+        return self.store.place(tensor if constant.source is not None else tensor.contiguous())
+
+    def _loaded(self, tensor: Tensor, unread: Unread) -> Weight:
+        """The weight, read now; one that several nodes use in the same way is read and kept once."""
+        key = (unread.initializer, tensor.shape, tensor.stride(), tensor.storage_offset())
+        if key not in self._placed:
+            check = partial(require_finite, place=unread.place)
+            self._placed[key] = self.store.load(tensor, self.dtype, self.device, check)
+        return self._placed[key]
+
+    def settled(self, constant: Constant) -> Constant:
+        """The constant in the run's element type and on its device."""
+        if constant.unread is None:
+            return constant
+        tensor = as_own(constant.tensor, self.dtype, self.device)
+        require_finite(tensor, constant.unread.place)
+        return replace(constant, tensor=tensor, unread=None)
 
     def note_derived(self, constants: tuple[Constant, ...], node_name: str) -> None:
         """Remember that new numbers were computed from parameters, so that they go stale when those change."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -64,7 +65,7 @@ def times_constant(view: NodeView, x: Activation, c: Constant, alpha: float = 1.
         x = view.aligned(x, c.tensor.dim())
     vector_result = c.tensor.dim() == 1
     if vector_result:
-        matrix = Constant(matrix.tensor.unsqueeze(1), c.name, c.source)
+        matrix = replace(matrix, tensor=matrix.tensor.unsqueeze(1))
     # the constant's length fits one batch length only, so a batch on this axis can only have that one
     x, (axis,) = view.sample_axes(x, (-1,), one_sample=matrix.tensor.shape[0] == x.onnx_shape(1)[-1])
     y = _linear(view, x, _turned(matrix), alpha)
@@ -80,7 +81,7 @@ def constant_times(view: NodeView, c: Constant, x: Activation, alpha: float = 1.
         x = view.aligned(x, c.tensor.dim())
     vector_result = c.tensor.dim() == 1
     if vector_result:
-        matrix = Constant(matrix.tensor.unsqueeze(0), c.name, c.source)
+        matrix = replace(matrix, tensor=matrix.tensor.unsqueeze(0))
     onnx_axis = max(x.rank - 2, 0)
     one_sample = matrix.tensor.shape[1] == x.onnx_shape(1)[onnx_axis]
     x, (axis,) = view.sample_axes(x, (onnx_axis,), one_sample=one_sample)
@@ -97,18 +98,17 @@ def constant_times(view: NodeView, c: Constant, x: Activation, alpha: float = 1.
 
 def _linear(view: NodeView, x: Activation, matrix: Constant, alpha: float) -> Activation:
     """Linear over the last per-sample axis; ``matrix`` is ``[out, in]``."""
-    weight = matrix.tensor
-    if weight.shape[1] != x.shape[-1]:
-        view.wrong(f"the weight takes {weight.shape[1]} values but its input has {x.shape[-1]}")
-    if weight.shape[0] == 0 or weight.shape[1] == 0:
-        view.wrong(f"the weight is empty: {list(weight.shape)}")
+    shape = matrix.tensor.shape
+    if shape[1] != x.shape[-1]:
+        view.wrong(f"the weight takes {shape[1]} values but its input has {x.shape[-1]}")
+    if shape[0] == 0 or shape[1] == 0:
+        view.wrong(f"the weight is empty: {list(shape)}")
     scale_after = alpha != 1 and matrix.source is not None
     if alpha != 1 and not scale_after:
-        weight = weight * alpha
-    if matrix.source is None:
-        weight = weight.contiguous()
-    op = Linear(view.assembler.store.place(weight))
-    y = view.emit(op, (x,), (*x.shape[:-1], weight.shape[0]))
+        matrix = view.assembler.settled(matrix)
+        matrix = replace(matrix, tensor=matrix.tensor * alpha)
+    op = Linear(view.assembler.place(matrix))
+    y = view.emit(op, (x,), (*x.shape[:-1], shape[0]))
     if scale_after:
         # the parameter stays shared with its module, so the factor gets a node of its own
         y = view.emit(Affine(view.number(alpha), None), (y,), y.shape)
@@ -119,11 +119,11 @@ def _matrix(view: NodeView, c: Constant) -> Constant:
     """A constant factor without its leading axes of length 1."""
     if any(s != 1 for s in c.tensor.shape[:-2]):
         return view.unsupported("a constant factor with several matrices has no rules here")
-    return Constant(c.tensor.reshape(c.tensor.shape[-2:]) if c.tensor.dim() > 2 else c.tensor, c.name, c.source)
+    return replace(c, tensor=c.tensor.reshape(c.tensor.shape[-2:])) if c.tensor.dim() > 2 else c
 
 
 def _turned(c: Constant) -> Constant:
-    return Constant(_transpose(c.tensor), c.name, c.source)
+    return replace(c, tensor=_transpose(c.tensor))
 
 
 def _transpose(matrix: Tensor) -> Tensor:

@@ -92,9 +92,8 @@ def build_conv(view: NodeView) -> Value:
         shape = tuple(b + s + a for b, s, a in zip(before, x.shape, after, strict=True))
         x = view.emit(PadConstant(before, after, None), (x,), shape)
         padding = (0,) * len(padding)
-    data = weight.tensor if weight.source is not None else weight.tensor.contiguous()
     op = Conv(
-        view.assembler.store.place(data),
+        view.assembler.place(weight),
         None if bias is None else bias.tensor,
         windows.stride,
         padding,

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from auto_LiRPA.graph.ir import Graph, Node
 from auto_LiRPA.operators.activation import Relu
 from auto_LiRPA.operators.linear import Linear
-from auto_LiRPA.parallel.store import ParameterStore, Weight
+from auto_LiRPA.parallel.store import ParameterStore
+from auto_LiRPA.parallel.whole import whole
 
 
 def hidden_layers(graph: Graph) -> dict[int, int]:
@@ -35,7 +35,8 @@ def hidden_layers(graph: Graph) -> dict[int, int]:
 def compact(graph: Graph, kept: Mapping[int, Tensor], store: ParameterStore) -> Graph:
     """The graph with only the neurons ``kept`` (in that order, at least one) of some `hidden_layers` by input node.
 
-    The function is the same on every input where the left-out neurons are off.
+    The function is the same on every input where the left-out neurons are off. All ranks that share weights call it
+    together: each layer is whole here for a moment.
     """
     relus = hidden_layers(graph)
     after = {relus[source]: index for source, index in kept.items()}
@@ -43,7 +44,7 @@ def compact(graph: Graph, kept: Mapping[int, Tensor], store: ParameterStore) -> 
     for node in graph.nodes:
         op, shape = node.op, node.shape
         if isinstance(op, Linear) and (node.id in kept or node.inputs[0] in after):
-            weight, bias = _dense(op.weight), op.bias
+            weight, bias = whole(op.weight), op.bias
             if node.inputs[0] in after:
                 weight = weight[:, after[node.inputs[0]]]
             if node.id in kept:
@@ -55,7 +56,3 @@ def compact(graph: Graph, kept: Mapping[int, Tensor], store: ParameterStore) -> 
             shape = (len(index),)
         nodes.append(replace(node, op=op, shape=shape))
     return replace(graph, nodes=tuple(nodes))
-
-
-def _dense(weight: Weight) -> Tensor:
-    return torch.cat([block.data for block in weight.blocks()]).detach()

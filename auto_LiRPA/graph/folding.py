@@ -106,7 +106,7 @@ def fold_view(
     except (NotAViewError, RuntimeError, IndexError):
         # torch refuses what is not a view (or not valid); the evaluator then says which
         return None
-    return Constant(tensor, name, first.source)
+    return Constant(tensor, name, first.source, first.unread)
 
 
 def evaluate(

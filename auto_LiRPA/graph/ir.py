@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor
 
-from auto_LiRPA.operators.base import Operator
-from auto_LiRPA.parallel.store import Weight
+from auto_LiRPA.graph.placements import Spread
+from auto_LiRPA.operators.base import NonlinearOperator, Operator, Relaxation
+from auto_LiRPA.parallel.store import LocalWeight, ParameterStore, Weight
+from auto_LiRPA.values import Interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,37 @@ class Graph:
             sets.append(frozenset(node.inputs).union(*(sets[i] for i in node.inputs)) if node.inputs else frozenset())
         return tuple(sets)
 
+    @cached_property
+    def spread(self) -> Spread | None:
+        """How the neurons are spread over ranks (tensor parallelism); None where every rank has all of them."""
+        return Spread.of(self.nodes)
+
+    def local_shape(self, node_id: int) -> tuple[int, ...]:
+        """Per-sample shape of what this rank has of a node."""
+        return self.nodes[node_id].shape if self.spread is None else self.spread.shapes[node_id]
+
+    def relax(self, node: Node, boxes: Mapping[int, Interval]) -> Relaxation:
+        """The relaxation of a nonlinear node over the (whole) boxes of its inputs: of this rank's neurons."""
+        assert isinstance(node.op, NonlinearOperator)
+        if self.spread is None:
+            return node.op.relax(*(boxes[i] for i in node.inputs))
+        return node.op.relax(*(self.spread.part_of(i, boxes[i]) for i in node.inputs))
+
     def mapped(self, tensor: Callable[[Tensor], Tensor], weight: Callable[[Weight], Weight]) -> Graph:
         """The same graph with every constant and weight replaced (device, dtype or store changes)."""
         return replace(self, nodes=tuple(replace(n, op=n.op.mapped(tensor, weight)) for n in self.nodes))
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """All weights, each as often as a node holds it."""
+        held = (value for node in self.nodes for value in vars(node.op).values())
+        return tuple(value for value in held if isinstance(value, Weight))
+
+    def stored(self, store: ParameterStore) -> Graph:
+        """The same graph with the weights that lie whole on this device handed to a store that does not share them."""
+        if store.shares:
+            return self
+        return self.mapped(lambda t: t, lambda w: store.place(w.tensor) if isinstance(w, LocalWeight) else w)
 
     def by_name(self, name: str) -> Node | None:
         """The node of that name, if there is one."""

@@ -13,16 +13,26 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
+class Unread:
+    """Numbers that nobody has looked at yet: which initialiser they are, and how errors call it."""
+
+    initializer: str
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
 class Constant:
     """A value that does not depend on the input.
 
     ``source`` names the module parameter that the tensor is (a view of): its later changes have to be seen. None for
-    plain numbers.
+    plain numbers. ``unread``: the tensor (a mapped file, or a module's own) has not been checked, nor is it in the
+    run's element type and place yet; the store does that when it is placed.
     """
 
     tensor: Tensor
     name: str
     source: str | None = None
+    unread: Unread | None = None
 
 
 @dataclass(frozen=True, slots=True)

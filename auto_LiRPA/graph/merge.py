@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from auto_LiRPA.graph.assembler import kept_nodes, last_axis_vector
@@ -13,6 +12,7 @@ from auto_LiRPA.operators.arithmetic import Affine
 from auto_LiRPA.operators.conv import Conv
 from auto_LiRPA.operators.linear import Linear
 from auto_LiRPA.parallel.store import ParameterStore, Weight
+from auto_LiRPA.parallel.whole import whole
 
 
 def merge_batchnorm(graph: Graph, store: ParameterStore) -> Graph:
@@ -20,6 +20,7 @@ def merge_batchnorm(graph: Graph, store: ParameterStore) -> Graph:
 
     An Affine is merged into the Conv or Linear that it alone reads, and keeps its own name. Merged weights are new
     numbers, placed in ``store``; weights that ask for gradients stay as they are, so that training still reaches them.
+    All ranks that share weights call it together.
     """
     nodes = list(graph.nodes)
     users = graph.users
@@ -50,7 +51,7 @@ def _merged(source: Node, affine: Affine, store: ParameterStore) -> Conv | Linea
         return None
     weight: Weight = op.weight
     if scale is not None:
-        dense = torch.cat([block.data for block in op.weight.blocks()])
+        dense = whole(op.weight)
         weight = store.place(dense * scale.reshape(-1, *([1] * (dense.dim() - 1))))
         bias = None if bias is None else bias * scale
     if shift is not None:

@@ -32,8 +32,8 @@ class OnnxModule(nn.Module):
         super().__init__()
         self._slots = {name: _attach(self, name, parameter) for name, parameter in parameters.items()}
         # fixed parameters are changed by hand if at all, which torch's count of changes shows without synchronising
-        trainable = any(parameter.requires_grad for parameter in parameters.values())
-        self._source = GraphSource(recipe, self._current, make_store, compare_contents=trainable)
+        self._trainable = any(parameter.requires_grad for parameter in parameters.values())
+        self._source = GraphSource(recipe, self._current, make_store, compare_contents=self._trainable)
 
     def _current(self) -> dict[str, Tensor]:
         return {name: getattr(owner, last) for name, (owner, last) in self._slots.items()}
@@ -47,6 +47,10 @@ class OnnxModule(nn.Module):
     def source(self) -> GraphSource:
         """Where the graph comes from: its store, and which constants are computed from parameters."""
         return self._source
+
+    def source_in(self, make_store: Callable[[], ParameterStore]) -> GraphSource:
+        """The same network in another store."""
+        return GraphSource(self._source.recipe, self._current, make_store, compare_contents=self._trainable)
 
     def forward(self, x: Tensor) -> Tensor:
         """The file's input with any number of samples in place of its batch axis -> outputs with that number in front.

@@ -19,13 +19,13 @@ from auto_LiRPA.graph.builders import BUILDERS
 from auto_LiRPA.graph.builders_custom import build_custom
 from auto_LiRPA.graph.folding import evaluate, fold_view
 from auto_LiRPA.graph.ir import Graph
-from auto_LiRPA.graph.layout import Activation, Constant, Value
+from auto_LiRPA.graph.layout import Activation, Constant, Unread, Value
 from auto_LiRPA.graph.node_view import NodeView
 from auto_LiRPA.graph.onnx_attributes import Attributes
 from auto_LiRPA.graph.onnx_file import load_proto
 from auto_LiRPA.graph.onnx_inputs import InputShape, declared_dims, resolve_input
-from auto_LiRPA.graph.onnx_tensors import require_finite, torch_tensor, weight_tensor
-from auto_LiRPA.graph.onnx_walk import names_read, needed_nodes, one_line, right_factors
+from auto_LiRPA.graph.onnx_tensors import FLOATING, mapped_tensor, require_finite, torch_tensor, weight_tensor
+from auto_LiRPA.graph.onnx_walk import names_read, needed_nodes, one_line, only_weights, right_factors
 from auto_LiRPA.graph.registry import CUSTOM_OPERATORS, nearest
 from auto_LiRPA.graph.simplify import without_sequences
 from auto_LiRPA.parallel.store import ParameterStore
@@ -39,10 +39,14 @@ _QUIRKS = {"Reshape": ("fix_batch_size",)}
 
 @dataclass(frozen=True, slots=True)
 class ReadResult:
-    """``derived``: parameter -> node that computed new constants from it; these go stale when the parameter changes."""
+    """``derived``: parameter -> node that computed new constants from it; these go stale when the parameter changes.
+
+    ``copied``: parameters of which the store keeps a copy, which go stale too.
+    """
 
     graph: Graph
     derived: Mapping[str, str]
+    copied: frozenset[str] = frozenset()
 
 
 def read_onnx(
@@ -147,6 +151,7 @@ class _Reader:
         self.values: dict[str, Value] = {}
         self.read_names: set[str] = set()
         self.turned: set[str] = set()
+        self.weights: dict[str, int] = {}  # names that are nothing but weights -> reads to come
         self.assembler: Assembler
 
     def read(self, input_shape: Sequence[int] | None, batch_fixed: bool | None) -> ReadResult:
@@ -158,11 +163,13 @@ class _Reader:
         nodes = needed_nodes(self.graph, output)
         self.read_names = {name for node in nodes for name in names_read(node)} | {output}
         self.turned = right_factors(nodes)
+        self.weights = dict(only_weights(nodes, output))
         entry = self._entry()
         shape = resolve_input(declared_dims(entry, self.place), input_shape, batch_fixed, self.place)
-        self.assembler = Assembler(self.store, shape.batch, self.dtype, self.device)
+        self.assembler = Assembler(self.store, shape.batch, self.dtype, self.device, bool(self.parameters))
         self._start(entry.name, shape)
         self._run(nodes)
+        self.store.agree()
         return self._finish(output)
 
     def _entry(self) -> ValueInfoProto:
@@ -193,7 +200,7 @@ class _Reader:
         node = self.assembler.reshape(node, shape[1:] if batched else shape)
         self.assembler.name_new({node: output}, output)
         graph = self.assembler.finish(node, batched)
-        return ReadResult(graph, dict(self.assembler.derived))
+        return ReadResult(graph, dict(self.assembler.derived), frozenset(self.assembler.copied))
 
     # -- nodes ------------------------------------------------------------------------------------------------------
 
@@ -209,6 +216,15 @@ class _Reader:
                 raise ModelError(f"{place}: gives {len(results)} values but {len(node.output)} are named")
             self.values.update({o: r for o, r in zip(node.output, results, strict=False) if o})
             self._name(node, name, results)
+            self._forget(node)
+
+    def _forget(self, node: NodeProto) -> None:
+        """Let go of weights that are in the store now and of which nothing more is to be read."""
+        for name in node.input:
+            if name in self.weights:
+                self.weights[name] -= 1
+                if not self.weights[name]:
+                    self.values.pop(name, None)
 
     def _translate(self, node: NodeProto, name: str, place: str) -> tuple[Value, ...]:
         domain = "" if node.domain in _STANDARD_DOMAINS else node.domain
@@ -219,6 +235,8 @@ class _Reader:
         if not any(isinstance(v, Activation) for v in inputs) and custom is None:
             constants = tuple(v for v in inputs if not isinstance(v, Activation))
             return self._fold(node, attributes, opset, constants, name, place)
+        if custom is not None:
+            inputs = tuple(self.assembler.settled(v) if isinstance(v, Constant) else v for v in inputs)
         view = NodeView(
             self.assembler,
             node.op_type,
@@ -285,6 +303,8 @@ class _Reader:
         if name in self.parameters:
             tensor = self.parameters[name]
             require_finite(tensor, where)
+            if name in self.weights and tensor.is_floating_point() and not self.store.shares:
+                return Constant(tensor, name, name, Unread(name, where))
             settled = self._settled(tensor)
             if settled is tensor:
                 return Constant(tensor, name, name)
@@ -293,6 +313,8 @@ class _Reader:
         proto = self.initializers.pop(name, None)
         if proto is None:
             raise ModelError(f"{place}: reads {one_line(name)}, which no node, input or initializer provides")
+        if name in self.weights and proto.data_type in FLOATING:
+            return Constant(mapped_tensor(proto, where, self.folder), name, unread=Unread(name, where))
         turned = name in self.turned
         tensor = weight_tensor(proto, where, self.folder, self.dtype, self.device, turned=turned)
         require_finite(tensor, where)
@@ -322,6 +344,7 @@ class _Reader:
         view = fold_view(node.op_type, attributes, opset, inputs, name)
         if view is not None:
             return (view,)
+        inputs = tuple(None if c is None else self.assembler.settled(c) for c in inputs)
         self.assembler.note_derived(tuple(c for c in inputs if c is not None), name)
         results = evaluate(node, self.opsets, inputs, place, torch.device("cpu"))
         for result in results:

@@ -29,6 +29,7 @@ _TYPES: dict[int, tuple[torch.dtype, type[np.generic]]] = {
     11: (torch.float64, np.float64),
     16: (torch.bfloat16, np.int16),
 }
+FLOATING = frozenset(number for number, (kind, _) in _TYPES.items() if kind.is_floating_point)
 _EXTERNAL = 1  # TensorProto.DataLocation
 
 
@@ -43,17 +44,22 @@ def torch_tensor(proto: TensorProto, place: str, folder: Path | None = None) -> 
     Raises:
         ModelError: unknown element type, or data missing or of the wrong length.
     """
-    if proto.data_type not in _TYPES:
-        raise ModelError(f"{place}: element type {proto.data_type} is not supported; export it as FLOAT or DOUBLE")
-    dtype, carrier = _TYPES[proto.data_type]
+    dtype, carrier = _checked_type(proto, place)
     dims = tuple(proto.dims)
-    if min(dims, default=0) < 0:
-        raise ModelError(f"{place}: shape {list(dims)} is not valid; the file is damaged")
     # the data first, so that a damaged shape never asks for memory
     source = _source(proto, place, folder, carrier)
     out = torch.empty(dims, dtype=torch.int16 if dtype == torch.bfloat16 else dtype)
     out.numpy()[...] = source.reshape(dims)
     return _with_dtype(out, dtype)
+
+
+def _checked_type(proto: TensorProto, place: str) -> tuple[torch.dtype, type[np.generic]]:
+    if proto.data_type not in _TYPES:
+        raise ModelError(f"{place}: element type {proto.data_type} is not supported; export it as FLOAT or DOUBLE")
+    dims = list(proto.dims)
+    if min(dims, default=0) < 0:
+        raise ModelError(f"{place}: shape {dims} is not valid; the file is damaged")
+    return _TYPES[proto.data_type]
 
 
 def _source(proto: TensorProto, place: str, folder: Path | None, carrier: type[np.generic]) -> np.ndarray:
@@ -72,6 +78,18 @@ def _source(proto: TensorProto, place: str, folder: Path | None, carrier: type[n
     if source.size != count:
         raise ModelError(f"{place}: {source.size} values for shape {list(proto.dims)}; the file is damaged")
     return source.reshape(-1)
+
+
+def mapped_tensor(proto: TensorProto, place: str, folder: Path | None = None) -> Tensor:
+    """The tensor as it lies in the file, nothing read yet; parts of it may be read and given up one by one.
+
+    Raises:
+        ModelError: as `torch_tensor`.
+    """
+    dtype, carrier = _checked_type(proto, place)
+    source = _source(proto, place, folder, carrier).reshape(tuple(proto.dims))
+    # numbers of the message itself cannot be written to, and torch would warn
+    return _with_dtype(torch.from_numpy(source if source.flags.writeable else source.copy()), dtype)
 
 
 def weight_tensor(
@@ -104,7 +122,10 @@ def _typed_data(proto: TensorProto, place: str, carrier: type[np.generic]) -> np
 
 
 def _external(proto: TensorProto, place: str, folder: Path | None, carrier: type[np.generic]) -> np.ndarray:
-    """Data in a file, mapped for the caller to copy (a map kept for long would follow the file's later changes)."""
+    """Data in a file, mapped for the caller to copy soon (a map kept for long would follow the file's later changes).
+
+    Mapped copy-on-write: what is read can be given up again, and nothing can change the file.
+    """
     info = {entry.key: entry.value for entry in proto.external_data}
     if folder is None or "location" not in info:
         raise ModelError(f"{place}: its data lie outside the file and cannot be found")
@@ -123,7 +144,7 @@ def _external(proto: TensorProto, place: str, folder: Path | None, carrier: type
         raise ModelError(f"{place}: external data file {path} is missing or too short; copy it beside the model")
     if count == 0:
         return np.zeros(0, carrier)
-    return np.memmap(path, dtype=carrier, mode="r", offset=offset, shape=(count,))
+    return np.memmap(path, dtype=carrier, mode="c", offset=offset, shape=(count,))
 
 
 def require_finite(tensor: Tensor, place: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,6 +42,30 @@ def right_factors(nodes: Iterable[NodeProto]) -> set[str]:
             if not any(a.name == "transB" and a.i for a in node.attribute):
                 found.add(node.input[1])
     return found
+
+
+# Operators whose result is their first input in another shape.
+_RESHAPING = frozenset({"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+_FACTORS = {"MatMul": (0, 1), "Gemm": (0, 1), "Conv": (1,)}
+
+
+def only_weights(nodes: Sequence[NodeProto], output: str) -> Mapping[str, int]:
+    """Names that are read as factors of products and kernels of convolutions alone -> how often they are read.
+
+    Those that become one through changes of shape count too, and so do the results of these.
+    """
+    reads: Counter[str] = Counter(name for node in nodes for name in names_read(node))
+    reads[output] += 1
+    fitting: Counter[str] = Counter()
+    for node in reversed(nodes):
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        if node.op_type in _FACTORS:
+            fitting.update(node.input[i] for i in _FACTORS[node.op_type] if i < len(node.input))
+        elif node.op_type in _RESHAPING and len(node.output) == 1 and node.input:
+            result = node.output[0]
+            fitting[node.input[0]] += fitting[result] == reads[result]
+    return {name: count for name, count in reads.items() if count == fitting[name]}
 
 
 def one_line(name: str | bytes) -> str:

@@ -2,7 +2,8 @@
 
 Weights are shared, so an optimiser step needs nothing. Three things do need another read, which takes milliseconds:
 constants computed from parameters (a batch norm's statistics, a weight norm's quotient), views of parameters that were
-given new storage (``module.to(...)``), and another element type.
+given new storage (``module.to(...)``), and another element type. A store that keeps weights elsewhere copies them: then
+every change needs a read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from auto_LiRPA.errors import ModelError
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.graph.onnx_reader import ReadResult, read_model
 from auto_LiRPA.parallel.store import ParameterStore
@@ -60,12 +62,25 @@ class GraphSource:
         self._places: dict[str, Place] = {}
         self._versions: dict[str, int] = {}
         self._contents: Tensor | None = None
+        self._copied: frozenset[str] = frozenset()
         self.store = make_store()
 
     @property
     def derived(self) -> Mapping[str, str]:
         """Parameters from which new constants were computed, with the node that did; no gradient reaches these."""
         return {} if self._result is None else self._result.derived
+
+    @property
+    def copied(self) -> frozenset[str]:
+        """Parameters of which the store keeps a copy of its own; no gradient reaches these either."""
+        return self._copied
+
+    def give_up(self) -> None:
+        """Free the module's memory of all weights that the store keeps copies of; the module cannot run any more."""
+        _ = self.graph
+        tensors = self._parameters()
+        for name in self._copied:
+            tensors[name].data = tensors[name].new_empty(0)
 
     @property
     def graph(self) -> Graph:
@@ -80,17 +95,27 @@ class GraphSource:
     def _is_stale(self, tensors: Mapping[str, Tensor]) -> bool:
         if tensors.keys() != self._places.keys():
             return True
-        if any(_place(t) != self._places[name] for name, t in tensors.items()):
+        # a module may give up the memory of what the store has a copy of
+        present = {name: t for name, t in tensors.items() if name not in self._copied or not _given_up(t)}
+        if any(_place(t) != self._places[name] for name, t in present.items()):
             return True
-        if any(tensors[name]._version != seen for name, seen in self._versions.items()):
+        if any(t._version != self._versions.get(name, t._version) for name, t in present.items()):
             return True
         if self._contents is None:
             return False
-        return not torch.equal(self._contents, _contents(tensors, self._versions))
+        return not torch.equal(self._contents, _contents(tensors, self.derived))
 
     def _read(self, tensors: Mapping[str, Tensor]) -> ReadResult:
+        lost = next((name for name in sorted(self._copied) if _given_up(tensors[name])), None)
+        if lost is not None:
+            raise ModelError(
+                f"{self.recipe.place}: has changed, but the memory of {lost} was given up after it was placed;"
+                " build the bounded module anew"
+            )
         floating = next((t for t in tensors.values() if t.is_floating_point()), None)
+        self._result = None  # so that no two copies of the weights are alive
         self.store = self._make_store()
+        where = self.recipe.default_device if floating is None else floating.device
         # a view made while gradients are off would not lead back to its parameter
         with torch.enable_grad():
             result = read_model(
@@ -99,20 +124,26 @@ class GraphSource:
                 self.store,
                 place=self.recipe.place,
                 dtype=self.recipe.default_dtype if floating is None else floating.dtype,
-                device=self.recipe.default_device if floating is None else floating.device,
+                device=self.store.device or where,
                 input_shape=self.recipe.input_shape,
                 batch_fixed=self.recipe.batch_fixed,
             )
         self._places = {name: _place(t) for name, t in tensors.items()}
-        self._versions = {name: tensors[name]._version for name in result.derived}
-        readable = self._versions and not any(tensors[name].is_meta for name in self._versions)
-        self._contents = _contents(tensors, self._versions) if self._compare_contents and readable else None
+        self._copied = result.copied
+        self._versions = {name: tensors[name]._version for name in (*result.derived, *result.copied)}
+        readable = result.derived and not any(tensors[name].is_meta for name in result.derived)
+        self._contents = _contents(tensors, result.derived) if self._compare_contents and readable else None
         return result
 
 
 def _place(tensor: Tensor) -> Place:
     """Where the numbers lie."""
     return tensor.data_ptr(), tensor.dtype, tensor.device
+
+
+def _given_up(tensor: Tensor) -> bool:
+    """Whether the numbers are gone: ``tensor.untyped_storage().resize_(0)``, or an empty tensor in its place."""
+    return not tensor.is_meta and tensor.untyped_storage().nbytes() == 0
 
 
 def _contents(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Tensor:

@@ -73,7 +73,7 @@ def source_from_module(
         source = GraphSource(recipe, _tensors(module, names, constants), make_store, compare_contents=True)
         graph = source.graph
         if check:
-            _compare(module, graph, example, place)
+            _compare(module, graph, example, place, source.store.device or example.device)
     return source
 
 
@@ -186,7 +186,7 @@ def _silence() -> Iterator[None]:
             speaker.setLevel(level)
 
 
-def _compare(module: nn.Module, graph: Graph, example: Tensor, place: str) -> None:
+def _compare(module: nn.Module, graph: Graph, example: Tensor, place: str, device: torch.device) -> None:
     """The graph and the module on three samples; on one where the module takes no more.
 
     A second draw decides, because a jump (Sign) may magnify rounding in the first.
@@ -202,7 +202,7 @@ def _compare(module: nn.Module, graph: Graph, example: Tensor, place: str) -> No
         except _EXPORT_ERRORS:
             samples = samples[:1]
             wanted = module(samples)
-        if _agree(evaluate(graph, samples), wanted):
+        if _agree(evaluate(graph, samples.to(device)), wanted):
             return
     raise ModelError(
         f"{place}: its graph gives other outputs than the module itself; does its forward mix the samples of a batch?"

@@ -185,8 +185,7 @@ class LinearOperator(Operator):
             lower = self.apply(*(x.lower for x in inputs))
             upper = self.apply(*(x.upper for x in inputs))
         else:
-            center = self.apply(*((x.lower + x.upper) / 2 for x in inputs))
-            radius = self.apply_abs(*((x.upper - x.lower) / 2 for x in inputs))
+            center, radius = self._center_and_radius(inputs)
             lower, upper = center - radius, center + radius
         return Interval(lower, upper) if bias is None else Interval(lower + bias, upper + bias)
 
@@ -233,9 +232,13 @@ class LinearOperator(Operator):
         """``(W+ lower + W- upper, W+ upper + W- lower)``, also where lower > upper."""
         if self.nonnegative:
             return Interval(self.apply(*(p.lower for p in pairs)), self.apply(*(p.upper for p in pairs)))
-        center = self.apply(*((p.lower + p.upper) / 2 for p in pairs))
-        radius = self.apply_abs(*((p.upper - p.lower) / 2 for p in pairs))
+        center, radius = self._center_and_radius(pairs)
         return Interval(center - radius, center + radius)
+
+    def _center_and_radius(self, pairs: tuple[Interval, ...]) -> tuple[Tensor, Tensor]:
+        """The image's centre and radius, without the constant term."""
+        center = self.apply(*((p.lower + p.upper) / 2 for p in pairs))
+        return center, self.apply_abs(*((p.upper - p.lower) / 2 for p in pairs))
 
 
 class NonlinearOperator(Operator):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from auto_LiRPA.operators.adjoint import LinearMap, linear_step
 from auto_LiRPA.operators.base import LinearOperator
 from auto_LiRPA.parallel.store import Weight
 from auto_LiRPA.values import Window
+from auto_LiRPA.values.windows import whole
 
 SMALL_MAP = 8
 SMALL_WINDOW = 4
@@ -60,23 +63,31 @@ class Conv(LinearOperator):
         return None if self.bias is None else coef.flatten(2).sum(2) @ self.bias
 
     def apply(self, *inputs: Tensor) -> Tensor:
-        return self._times(inputs[0], absolute=False)
+        return self._step(inputs[0], self._times, self._times_transposed)
 
     def apply_abs(self, *inputs: Tensor) -> Tensor:
-        return self._times(inputs[0], absolute=True)
-
-    def _times(self, x: Tensor, absolute: bool) -> Tensor:
-        conv: Callable[..., Tensor] = _CONV[len(self.stride)]
-        parts = []
-        for part in self._segments():
-            data = part.data.abs() if absolute else part.data
-            parts.append(conv(x[:, part.channels], data, None, self.stride, self.padding, self.dilation, part.groups))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        there, back = partial(self._times, absolute=True), partial(self._times_transposed, absolute=True)
+        return self._step(inputs[0], there, back)
 
     def transpose(self, coef: Tensor) -> tuple[Tensor, ...]:
         """The transposed convolution, summed block by block in the store's order (the same in every store)."""
+        return (self._step(coef, self._times_transposed, self._times),)
+
+    def _step(self, x: Tensor, there: LinearMap, back: LinearMap) -> Tensor:
+        return there(x) if self.weight.requires_grad else linear_step(x, there, back)
+
+    def _times(self, x: Tensor, absolute: bool = False) -> Tensor:
+        conv: Callable[..., Tensor] = _CONV[len(self.stride)]
+        parts = []
+        for part in self._segments(absolute):
+            parts.append(
+                conv(x[:, part.channels], part.data, None, self.stride, self.padding, self.dilation, part.groups)
+            )
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _times_transposed(self, coef: Tensor, absolute: bool = False) -> Tensor:
         out: Tensor | None = None
-        for part in self._segments():
+        for part in self._segments(absolute):
             piece = self._transposed(coef[:, part.rows], part)
             if piece.shape[1] != self.in_shape[0]:
                 # a part of the channels. Adding in place is safe for autograd too: a sum saves none of its operands
@@ -85,22 +96,12 @@ class Conv(LinearOperator):
             else:
                 out = piece if out is None else out.add_(piece)
         assert out is not None
-        return (out,)
+        return out
 
     def transpose_window(self, coef: Tensor, window: Window) -> tuple[tuple[Tensor, Window], ...] | None:
         """The transposed convolution of a window of the map: what it reaches of the input, without the padding."""
         if self.groups != 1:
             return None
-        transposed: Callable[..., Tensor] = _TRANSPOSED[len(self.stride)]
-        out: Tensor | None = None
-        for part in self._segments():
-            piece = coef[:, part.rows]
-            if all(s == 1 for s in self.stride) and min(window.size) >= SMALL_WINDOW:
-                piece = self._full_convolution(piece, part)
-            else:
-                piece = transposed(piece, part.data, None, self.stride, 0, 0, 1, self.dilation)
-            out = piece if out is None else out.add_(piece)
-        assert out is not None
         reach = []
         for axis, (a, b) in enumerate(zip(window.start, window.stop, strict=True)):
             s, p = self.stride[axis], self.padding[axis]
@@ -117,7 +118,26 @@ class Conv(LinearOperator):
             tuple(a - o for a, o in zip(inside.start, origin, strict=True)),
             tuple(b - o for b, o in zip(inside.stop, origin, strict=True)),
         )
-        return ((cut.crop(out).contiguous(), inside),)
+        there, back = partial(self._window, size=window.size, cut=cut), partial(self._unwindow, inside, window)
+        return ((self._step(coef, there, back), inside),)
+
+    def _window(self, coef: Tensor, size: tuple[int, ...], cut: Window) -> Tensor:
+        """Transposed convolution of a window of ``size``; ``cut``: what lies inside the map."""
+        transposed: Callable[..., Tensor] = _TRANSPOSED[len(self.stride)]
+        out: Tensor | None = None
+        for part in self._segments():
+            piece = coef[:, part.rows]
+            if all(s == 1 for s in self.stride) and min(size) >= SMALL_WINDOW:
+                piece = self._full_convolution(piece, part)
+            else:
+                piece = transposed(piece, part.data, None, self.stride, 0, 0, 1, self.dilation)
+            out = piece if out is None else out.add_(piece)
+        assert out is not None
+        return cut.crop(out).contiguous()
+
+    def _unwindow(self, inside: Window, window: Window, gradient: Tensor) -> Tensor:
+        """The adjoint of `_window`: the convolution of what is zero but ``inside``, seen through the window."""
+        return window.crop(self._times(inside.place(gradient, whole(self.in_shape[1:])))).contiguous()
 
     def _full_convolution(self, coef: Tensor, part: _Segment) -> Tensor:
         """The transposed convolution without stride or padding, as a convolution with the flipped kernel."""
@@ -152,7 +172,7 @@ class Conv(LinearOperator):
             return False
         return all(p <= d * (k - 1) for k, p, d in zip(part.data.shape[2:], self.padding, self.dilation, strict=True))
 
-    def _segments(self) -> Iterator[_Segment]:
+    def _segments(self, absolute: bool = False) -> Iterator[_Segment]:
         """The blocks, cut where they leave a group of channels in the middle."""
         per_out, per_in = self.weight.shape[0] // self.groups, self.in_shape[0] // self.groups
         for block in self.weight.blocks():
@@ -164,7 +184,7 @@ class Conv(LinearOperator):
                 count = max(whole, 1)
                 channels = slice(first * per_in, (first + count) * per_in)
                 data = block.data[start - block.start : stop - block.start]
-                yield _Segment(slice(start, stop), channels, count, data)
+                yield _Segment(slice(start, stop), channels, count, data.abs() if absolute else data)
                 start = stop
 
 

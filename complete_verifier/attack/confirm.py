@@ -13,6 +13,7 @@ from torch import Tensor
 from auto_LiRPA.errors import ModelError
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.graph.run import evaluate
+from auto_LiRPA.parallel.groups import Group
 from complete_verifier.attack.objective import Candidate
 from complete_verifier.attack.onnx_network import opened
 from complete_verifier.attack.original import OriginalNetwork
@@ -26,6 +27,7 @@ from complete_verifier.spec.counterexample import (
     printable_input,
 )
 from complete_verifier.spec.property import Property
+from complete_verifier.together import first_rank
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ def repair(
     problems: Problems,
     candidate: Candidate,
     deadline: Deadline,
+    group: Group | None = None,
 ) -> Counterexample | None:
     """A counterexample close to a candidate that is not exactly one, or None.
 
@@ -76,20 +79,26 @@ def repair(
     Args:
         problems: those that the candidate was found in.
         deadline: seconds left.
+        group: ranks that all repair the same candidate (they may share the weights); the first one confirms.
     """
-    network = opened(network)
     problem = problems.select(torch.tensor([candidate.problem], device=problems.box.device))
     start = torch.from_numpy(candidate.x).to(problems.lower).reshape(1, *problems.lower.shape[1:])
     points = _nearby(graph, problem, start)
     with torch.no_grad():
         worst = problem.worst(problem.values(evaluate(graph, points).flatten(1).unsqueeze(1))).squeeze(1)
-    for index in worst.argsort(stable=True)[:_MAX_JUDGED].tolist():
-        if deadline() <= 0:
-            return None
-        found = confirm(network, prop, points[index].flatten().float().cpu().numpy())
-        if found is not None:
-            return found
-    return None
+    best = [points[i].flatten().float().cpu().numpy() for i in worst.argsort(stable=True)[:_MAX_JUDGED].tolist()]
+
+    def first_confirmed() -> Counterexample | None:
+        judge = opened(network)
+        for point in best:
+            if deadline() <= 0:
+                return None
+            found = confirm(judge, prop, point)
+            if found is not None:
+                return found
+        return None
+
+    return first_confirmed() if group is None else first_rank(group, first_confirmed)
 
 
 def _nearby(graph: Graph, problem: Problems, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ _MOMENTUM = 0.9
 class Descent:
     """Starts ``starts`` of the problems ``index`` ``[P]``, searched together.
 
-    Start number s is ``seeds[s]`` (``[S, all problems, *in]``) as long as there are seeds, else a random point.
+    The rank's k-th start is ``seeds[k]`` (``[S, all problems, *in]``) as long as there are seeds, else a random point.
     """
 
     def __init__(self, scene: Scene, index: Tensor, starts: range, seeds: Tensor) -> None:
@@ -36,7 +36,8 @@ class Descent:
         group = 0 if len(index) == scene.problems.count else int(index[0]) + 1
         # Each start draws from its own generator: its points don't depend on which starts share its batch.
         self._generators = [generator(scene, start, group) for start in starts]
-        self._seeds = seeds[starts.start : starts.stop][:, index]
+        before = starts.start // scene.team.count
+        self._seeds = seeds[before : before + len(starts)][:, index]
         self._points = len(starts) * len(index)
 
     def run(self) -> None:

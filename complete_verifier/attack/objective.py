@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from complete_verifier.attack.problems import Problems
+from complete_verifier.attack.team import Team
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Candidate:
         return self.worst_row <= 0
 
 
-Accept = Callable[[Candidate], bool]
+Accept = Callable[[Candidate], bool]  # called by all ranks with the same candidate; they have to agree
 
 
 def hinge_sum(values: Tensor) -> Tensor:
@@ -57,13 +58,17 @@ def guiding(y: Tensor, clean: Tensor) -> Tensor:
 
 
 class Best:
-    """For each problem the point whose worst row is violated most; kept on the device, without synchronisation."""
+    """For each problem the point whose worst row is violated most; kept on the device, without synchronisation.
 
-    def __init__(self, problems: Problems, accept: Accept) -> None:
+    Of this rank's points; what is offered, accepted and rejected is the same on all ranks of the team.
+    """
+
+    def __init__(self, problems: Problems, accept: Accept, team: Team) -> None:
         self.worst = problems.rhs.new_full((problems.count,), torch.inf)
         self.accepted: Candidate | None = None
         self._problems = problems
         self._accept = accept
+        self._group = team.group
         self._x = problems.lower[problems.box]
         # A candidate has to reach this; lowered where one was rejected, so that it is not offered for ever.
         self._wanted = torch.zeros_like(self.worst)
@@ -85,19 +90,40 @@ class Best:
 
     def offer(self) -> None:
         """Offer the candidates that have all rows violated, the deepest first, until one is accepted. Synchronises."""
-        while not self.finished and bool((self.worst <= self._wanted).any()):
-            candidate = self._candidate(self.worst.masked_fill(self.worst > self._wanted, torch.inf))
+        while not self.finished:
+            waiting = self.worst.masked_fill(self.worst > self._wanted, torch.inf)
+            source, least = self._deepest(waiting)
+            if least == torch.inf:
+                return
+            candidate = self._of(source, waiting)
             if self._accept(candidate):
                 self.accepted = candidate
                 return
             logger.debug("a candidate with worst row %.3g was not confirmed", candidate.worst_row)
             self._rejected += 1
-            depth = self.worst[candidate.problem].clamp_max(0).abs()
-            self._wanted[candidate.problem] = -(2 * depth + torch.finfo(depth.dtype).eps)
+            if source == self._group.rank:
+                depth = self.worst[candidate.problem].clamp_max(0).abs()
+                self._wanted[candidate.problem] = -(2 * depth + torch.finfo(depth.dtype).eps)
 
     def nearest(self) -> Candidate:
         """The point nearest to (or deepest in) a violation. Synchronises."""
-        return self._candidate(self.worst)
+        return self._of(self._deepest(self.worst)[0], self.worst)
+
+    def by_need(self) -> Tensor:
+        """The problems in the order of their best points' worst rows, over all ranks: nearest to a violation first."""
+        return self._group.least(self.worst).argsort(stable=True)
+
+    def _deepest(self, worst: Tensor) -> tuple[int, float]:
+        """The rank that has the least of all ranks' ``worst`` ``[P]``, and that value."""
+        found = [row[0] for row in self._group.numbers([float(worst.min())])]
+        return found.index(min(found)), min(found)
+
+    def _of(self, source: int, worst: Tensor) -> Candidate:
+        """Rank ``source``'s candidate with the least of its ``worst``."""
+        mine = self._candidate(worst) if source == self._group.rank else None
+        found = self._group.same_object(mine, source)
+        assert found is not None
+        return found
 
     def _candidate(self, worst: Tensor) -> Candidate:
         problem = int(worst.argmin())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.graph.run import evaluate
+from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.numerics import full_precision
 from complete_verifier.attack.descent import Descent
 from complete_verifier.attack.objective import Accept, Best, Candidate
@@ -18,6 +19,7 @@ from complete_verifier.attack.problems import Problems, graph_dtype, project
 from complete_verifier.attack.scene import Scene
 from complete_verifier.attack.scout import scout
 from complete_verifier.attack.settings import AttackSettings
+from complete_verifier.attack.team import Team
 from complete_verifier.spec.property import Property
 
 # Values of a network are kept for the way back, and their gradients exist beside them.
@@ -35,8 +37,8 @@ class AttackResult:
 
     accepted: Candidate | None
     best: Candidate | None
-    restarts: int  # random starts that were begun, for each problem
-    steps: int  # gradient steps, summed over the batches
+    restarts: int  # random starts that were begun, for each problem, by all ranks
+    steps: int  # gradient steps, summed over the batches; every rank takes as many
 
 
 def attack(
@@ -66,18 +68,24 @@ def run_attack(
     device: torch.device | str,
     deadline: Deadline,
     accept: Accept,
+    context: DistributedContext | None = None,
 ) -> AttackResult:
-    """`attack` with a say in what counts: a candidate that ``accept`` refuses is dropped and the search goes on."""
+    """`attack` with a say in what counts: a candidate that ``accept`` refuses is dropped and the search goes on.
+
+    ``context``: all its ranks attack together, each from its own starts, and have the same result; None: this process
+    by itself.
+    """
     if isinstance(target, Property):
         target = Problems.from_property(target, graph.input_shape, graph_dtype(graph), device)
-    best, pace = Best(target, accept), Pace(deadline, target.lower.device)
+    team = Team.of(context)
+    best, pace = Best(target, accept, team), Pace(deadline, target.lower.device, team)
     values = sum(node.size for node in graph.nodes) * target.lower.element_size()
     most_points = max(1, settings.batch_bytes // (_COPIES_OF_VALUES * values))
     with full_precision():
         clean = _evaluate_centres(graph, target, settings, best, pace, most_points)
         if clean is None:
             return AttackResult(None, None, 0, 0)
-        scene = Scene(graph, target, settings, best, pace, clean, most_points)
+        scene = Scene(graph, target, settings, best, pace, clean, most_points, team)
         seeds = target.lower.new_empty((0, target.count, *graph.input_shape))
         if settings.scouting and settings.restarts:
             seeds = scout(scene)
@@ -111,7 +119,7 @@ def _measured(graph: Graph, x: Tensor, pace: Pace) -> Tensor:
     calibrate = pace.unknown
     began = pace.clock()
     y = _outputs(graph, x)
-    seconds = pace.clock() - began
+    seconds = pace.slowest(pace.clock() - began)
     if not calibrate or seconds > _CALIBRATION_SHARE * pace.left():
         pace.note_evaluation(len(x), seconds)
         return y
@@ -120,7 +128,7 @@ def _measured(graph: Graph, x: Tensor, pace: Pace) -> Tensor:
     for _ in range(2):
         began = pace.clock()
         _outputs(graph, x[:1].expand(copies, *x.shape[1:]))
-        seconds = max(pace.clock() - began, 1e-9)
+        seconds = max(pace.slowest(pace.clock() - began), 1e-9)
         pace.note_evaluation(copies, seconds)
         copies = max(1, min(_CALIBRATION_POINTS, int(_CALIBRATION_SECONDS / seconds)))
     return y
@@ -140,25 +148,28 @@ def _search(scene: Scene, seeds: Tensor) -> tuple[int, int]:
             break
         descent = Descent(scene, index, starts, seeds)
         descent.run()
-        begun, steps = starts.stop, steps + descent.steps
+        begun, steps = starts.start - scene.team.index + scene.team.count * len(starts), steps + descent.steps
         if scene.settings.early_stop:
             scene.best.offer()
     return begun, steps
 
 
 def _batches(scene: Scene) -> Iterator[tuple[Tensor, range]]:
-    """Which problems are searched together from which starts: all problems from one start before the next ones.
+    """Which problems are searched together from which of this rank's starts: all from one start before the next ones.
 
     Problems whose centre is nearest to a violation come first. The cut follows from memory and settings alone,
-    unless a step would take too much of the time left.
+    unless a step would take too much of the time left. Every rank has as many starts as the others: where they do not
+    divide, some begin one more than was asked for.
     """
-    settings = scene.settings
-    order = scene.best.worst.argsort(stable=True)
+    settings, team = scene.settings, scene.team
+    order = scene.best.by_need()
     start = 0
     while start < settings.restarts:
+        scene.pace.look()
         points = scene.pace.points_at_once(scene.most_points)
         width = min(scene.problems.count, points)
-        height = min(points // width, settings.batch_size, settings.restarts - start)
+        left = -(-(settings.restarts - start) // team.count)
+        height = min(points // width, settings.batch_size, left)
         for index in order.split(width):
-            yield index, range(start, start + height)
-        start += height
+            yield index, team.starts(start, height)
+        start += team.count * height

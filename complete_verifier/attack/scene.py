@@ -14,6 +14,7 @@ from complete_verifier.attack.objective import Best
 from complete_verifier.attack.pace import Pace
 from complete_verifier.attack.problems import Problems
 from complete_verifier.attack.settings import AttackSettings
+from complete_verifier.attack.team import Team
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +28,21 @@ class Scene:
     pace: Pace
     clean: Tensor  # [G, O] outputs at the centres of the boxes
     most_points: int  # that a gradient step may work on, by memory
+    team: Team
 
     def outputs(self, x: Tensor) -> Tensor:
         """``[A, B, *in] -> [A, B, O]``."""
         return evaluate(self.graph, x.flatten(0, 1)).flatten(1).unflatten(0, x.shape[:2])
 
     def must_stop(self, step: int, points: int) -> bool:
-        """Asked in every step: has a candidate been accepted, or is there no time for another such step?"""
-        if self.settings.early_stop and self.pace.check_due(step, points):
-            self.best.offer()
+        """Asked in every step: has a candidate been accepted, or is there no time for another such step?
+
+        The same on all ranks of the team.
+        """
+        if self.pace.check_due(step, points):
+            self.pace.look()
+            if self.settings.early_stop:
+                self.best.offer()
         return self.best.finished or self.pace.no_time_for(points)
 
 

@@ -39,23 +39,23 @@ _WORD = 2**32 - 1
 
 
 def scout(scene: Scene) -> Tensor:
-    """The best points seen, as starts for the descents: ``[S, P, *in]``, S half of the restarts.
+    """The best points seen, as starts for the descents: ``[S, P, *in]``, S half of this rank's restarts.
 
-    What it finds goes to the scene's best points; the search may be over afterwards.
+    What it finds goes to the scene's best points; the search may be over afterwards. Ranks look at points of their own.
     """
-    problems, settings = scene.problems, scene.settings
+    problems, settings, team = scene.problems, scene.settings, scene.team
     centre = problems.lower + (problems.upper - problems.lower) / 2
     room = settings.batch_bytes // max(1, problems.count * centre[0].numel() * centre.element_size())
-    count = min(settings.restarts // 2, room)
+    count = min(len(range(team.index, settings.restarts // 2, team.count)), room)
     seeds = project(centre, problems.lower, problems.upper)[problems.box].expand(count, *_shape(problems)).clone()
-    pool = min(_MOST_RANDOM_POINTS, max(1, settings.restarts * settings.steps // 2))
+    pool = -(-min(_MOST_RANDOM_POINTS, max(1, settings.restarts * settings.steps // 2)) // team.count)
     left = scene.pace.left()
-    for part in scene.best.worst.argsort(stable=True).split(max(1, scene.most_points // pool)):
+    for part in scene.best.by_need().split(max(1, scene.most_points // pool)):
         if scene.must_stop(0, 0) or scene.pace.left() < (1 - _SHARE_OF_TIME) * left:
             break
         elite = _look_around(scene, part, pool)
         if problems.lower[0].numel() <= _MOST_INPUTS_TO_EVOLVE:
-            elite = evolve(scene, part, elite, generator(scene, _WORD, 1, int(part[0])), _SHARE_OF_TIME)
+            elite = evolve(scene, part, elite, _generator(scene, 1, part), _SHARE_OF_TIME)
         seeds[: elite.x.shape[0], part] = elite.best(count)
     return seeds
 
@@ -64,12 +64,19 @@ def _shape(problems: Problems) -> tuple[int, ...]:
     return (problems.count, *problems.lower.shape[1:])
 
 
+def _generator(scene: Scene, purpose: int, index: Tensor) -> torch.Generator:
+    """The generator of this rank for some problems; the first rank's is that of a process by itself."""
+    rank = (scene.team.index,) if scene.team.index else ()
+    return generator(scene, _WORD, purpose, int(index[0]), *rank)
+
+
 def _look_around(scene: Scene, index: Tensor, pool: int) -> Elite:
     """The best of random and diversified points for each of the problems ``index``."""
     problems = scene.problems.select(index)
     boxes, local = problems.box.unique(return_inverse=True)
     lower, upper = scene.problems.lower[boxes], scene.problems.upper[boxes]
-    random = generator(scene, _WORD, 0, int(index[0]))
+    random = _generator(scene, 0, index)
+    restarts = -(-scene.settings.restarts // scene.team.count)
     pool = max(1, min(pool, scene.pace.evaluations_in(_SHARE_OF_TIME / 2) // len(boxes)))
     size = (pool, *lower.shape)
     uniform = torch.rand(size, generator=random, dtype=lower.dtype, device=lower.device)
@@ -77,7 +84,7 @@ def _look_around(scene: Scene, index: Tensor, pool: int) -> Elite:
     began = scene.pace.clock()
     outputs = [_outputs(scene, points[0])]
     scene.pace.note_evaluation(pool * len(boxes), scene.pace.clock() - began)
-    diversified = points[0][: _DIVERSIFIED_PER_RESTART * scene.settings.restarts]
+    diversified = points[0][: _DIVERSIFIED_PER_RESTART * restarts]
     for x, y in _diversify(scene, diversified, lower, upper, random):
         points.append(x)
         outputs.append(y)
@@ -86,7 +93,7 @@ def _look_around(scene: Scene, index: Tensor, pool: int) -> Elite:
     worst = problems.worst(values)
     deepest, first = worst.min(0)
     scene.best.observe(index, x[first, local].unsqueeze(0), deepest.unsqueeze(0))
-    count = min(_MOST_EVOLVED, _EVOLVED_PER_RESTART * scene.settings.restarts, len(x))
+    count = min(_MOST_EVOLVED, _EVOLVED_PER_RESTART * restarts, len(x))
     return Elite.choose(x, local, values, worst, count)
 
 

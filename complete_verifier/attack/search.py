@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from auto_LiRPA.graph.ir import Graph
+from auto_LiRPA.parallel.context import DistributedContext
+from auto_LiRPA.parallel.groups import Group
 from complete_verifier.attack.confirm import confirm, repair
 from complete_verifier.attack.objective import Candidate
 from complete_verifier.attack.onnx_network import opened
@@ -17,8 +19,10 @@ from complete_verifier.attack.pace import Deadline
 from complete_verifier.attack.pgd import AttackResult, run_attack
 from complete_verifier.attack.problems import Problems, graph_dtype
 from complete_verifier.attack.settings import AttackSettings
+from complete_verifier.attack.team import Team
 from complete_verifier.spec.counterexample import Counterexample
 from complete_verifier.spec.property import Property
+from complete_verifier.together import first_rank
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +47,7 @@ def find_counterexample(
     device: torch.device | str,
     deadline: Deadline,
     problems: Problems | None = None,
+    context: DistributedContext | None = None,
 ) -> SearchResult:
     """Attack ``prop`` until a candidate is confirmed by the original network or steps or time are used up.
 
@@ -51,19 +56,21 @@ def find_counterexample(
         original: the same network as its owner runs it, or the path of its ONNX file.
         deadline: seconds left.
         problems: parts of the property's boxes to search (`Problems.narrowed`); None: all of them.
+        context: all its ranks attack together, each from starts of its own: what one of them finds ends it for all,
+            and all have the same result. None: this process by itself.
     """
     target = problems
     if target is None:
         target = Problems.from_property(prop, graph.input_shape, graph_dtype(graph), device)
-    judge = _Judge(graph, prop, original, target, deadline)
-    result = run_attack(graph, target, settings, device, deadline, judge.accepts)
+    judge = _Judge(graph, prop, original, target, deadline, Team.of(context).group)
+    result = run_attack(graph, target, settings, device, deadline, judge.accepts, context)
     if judge.found is None and result.best is not None and _near_miss(result.best, target, settings):
         judge.accepts(result.best)
     return SearchResult(judge.found, result)
 
 
 class _Judge:
-    """Confirms candidates; a file is opened once, for the first of them."""
+    """Confirms candidates, on the first rank; a file is opened once, for the first of them."""
 
     def __init__(
         self,
@@ -72,6 +79,7 @@ class _Judge:
         original: str | Path | OriginalNetwork,
         problems: Problems,
         deadline: Deadline,
+        group: Group,
     ) -> None:
         self.found: Counterexample | None = None
         self._graph = graph
@@ -79,16 +87,22 @@ class _Judge:
         self._original = original
         self._problems = problems
         self._deadline = deadline
+        self._group = group
 
     def accepts(self, candidate: Candidate) -> bool:
         """Whether the candidate, or a point close to it, is a counterexample."""
-        self._original = network = opened(self._original)
-        self.found = confirm(network, self._prop, candidate.x)
+        self.found = first_rank(self._group, lambda: confirm(self._network(), self._prop, candidate.x))
         if self.found is None:
-            self.found = repair(self._graph, network, self._prop, self._problems, candidate, self._deadline)
+            self.found = repair(
+                self._graph, self._original, self._prop, self._problems, candidate, self._deadline, self._group
+            )
             logger.info("a candidate violates the property here but not as its owner runs it; a point close to it %s",
                         "does" if self.found else "does not either")  # fmt: skip
         return self.found is not None
+
+    def _network(self) -> OriginalNetwork:
+        self._original = found = opened(self._original)
+        return found
 
 
 def _near_miss(candidate: Candidate, problems: Problems, settings: AttackSettings) -> bool:

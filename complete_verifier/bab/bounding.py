@@ -15,6 +15,7 @@ from auto_LiRPA.bounds.domains.batch import ColumnFacts
 from auto_LiRPA.bounds.domains.schedule import is_relu_network
 from complete_verifier.bab.domains import Domains
 from complete_verifier.bab.general_bounding import GeneralBounder
+from complete_verifier.bab.lockstep import ALONE, Lockstep
 from complete_verifier.bab.relu_bounding import ReluBounder
 from complete_verifier.bab.settings import Tiling
 from complete_verifier.bab.split import with_split
@@ -45,26 +46,33 @@ class Bounder(Protocol):
 
 
 def make_bounder(
-    problem: Problem, root: IncompleteResult, layout: Layout, settings: AscentSettings, tiling: Tiling
+    problem: Problem,
+    root: IncompleteResult,
+    layout: Layout,
+    settings: AscentSettings,
+    tiling: Tiling,
+    lockstep: Lockstep = ALONE,
 ) -> Bounder:
-    """The bounder of a problem's network."""
+    """The bounder of a problem's network. With ``lockstep`` all its ranks make the same sequence of calls."""
     kind = ReluBounder if is_relu_network(problem.graph) else GeneralBounder
-    return kind(problem, root, layout, settings, tiling)
+    return kind(problem, root, layout, settings, tiling, lockstep)
 
 
 def try_children(
-    bounder: Bounder, domains: Domains, parent: Tensor, column: Tensor, tile: int
+    bounder: Bounder, domains: Domains, parent: Tensor, column: Tensor, tile: int, lockstep: Lockstep = ALONE
 ) -> tuple[Tensor, Tensor]:
     """Bounds ``[N]`` of both children of ``domains[parent]`` split at ``column`` ``[N]``, each after one pass.
 
     A candidate whose column is -1 gives its parent's own bound. At most ``tile`` candidates are laid out at a time.
     """
-    plus: list[Tensor] = []
-    minus: list[Tensor] = []
-    for start in range(0, len(parent), tile):
-        family = domains.pick(parent[start : start + tile])
-        at = column[start : start + tile]
-        for side, found in ((1, plus), (-1, minus)):
+    found: dict[int, list[Tensor]] = {1: [], -1: []}
+    own = -(-len(parent) // tile)
+    for turn in range(lockstep.turns(own)):
+        here = slice(turn * tile, (turn + 1) * tile) if turn < own else slice(0, 1)  # the first one again, for others
+        family, at = domains.pick(parent[here]), column[here]
+        for side, parts in found.items():
             sign, value = with_split(family.sign.clone(), family.value.clone(), at, torch.full_like(at, side))
-            found.append(bounder.quick(replace(family, sign=sign, value=value)))
-    return torch.cat(plus), torch.cat(minus)
+            lower = bounder.quick(replace(family, sign=sign, value=value))
+            if turn < own:
+                parts.append(lower)
+    return torch.cat(found[1]), torch.cat(found[-1])

@@ -107,17 +107,25 @@ class CheckpointWriter:
             parts = self.write_parts(snapshot.pieces)
             self.publish(snapshot, [parts])
         except OSError as error:
-            _LOG.warning("%s: no checkpoint could be written (%s); the search goes on", self.folder, error.strerror)
-            self._last_end = self._now()
+            self.failed(error.strerror)
             return False
-        took, size = self._now() - began, sum(part.bytes for part in parts)
+        self.succeeded(began, sum(part.bytes for part in parts))
+        return True
+
+    def failed(self, why: str | None) -> None:
+        """Take note that a checkpoint could not be written."""
+        _LOG.warning("%s: no checkpoint could be written (%s); the search goes on", self.folder, why)
+        self._last_end = self._now()
+
+    def succeeded(self, began: float, size: int) -> None:
+        """Take note of one that was begun at ``began``, with ``size`` bytes of sub-problems from this process."""
+        took = self._now() - began
         self._last_cost, self._last_size = took, size
         if size > 2**22 and took > 0:
             self._bytes_per_s = size / took
         self._last_end = self._now()
         self.written += 1
         self.seconds += took
-        return True
 
     def write_parts(self, pieces: Iterable[Tensors], rank: int = 0) -> tuple[Part, ...]:
         """This rank's sub-problems as files, which count for nothing before `publish`.
@@ -160,6 +168,10 @@ class CheckpointWriter:
         for path in self.folder.glob(_OWN_FILES):
             if path.name not in named:
                 path.unlink(missing_ok=True)
+
+    def now(self) -> float:
+        """By the clock that intervals are measured with."""
+        return self._now()
 
     def _part(self, kind: str, tensors: Tensors) -> Part:
         name = f"part-{self._generation:08d}-{kind}.safetensors"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -16,7 +16,8 @@ from auto_LiRPA.bounds.optimize import Optimized, RowMix, optimize_rows
 from auto_LiRPA.bounds.settings import AlphaSettings
 from auto_LiRPA.operators.base import Relaxation
 from auto_LiRPA.values import Interval, Region
-from complete_verifier.bab.domains import Domains, concatenate, own_columns, tiles
+from complete_verifier.bab.domains import Domains, concatenate, own_columns
+from complete_verifier.bab.lockstep import ALONE, Lockstep
 from complete_verifier.bab.settings import Tiling
 from complete_verifier.branching.layout import domain_boxes, domain_relaxations, root_columns
 from complete_verifier.incomplete.result import IncompleteResult
@@ -27,9 +28,15 @@ class GeneralBounder:
     """Everything that does not change during a search."""
 
     def __init__(
-        self, problem: Problem, root: IncompleteResult, layout: Layout, settings: AscentSettings, tiling: Tiling
+        self,
+        problem: Problem,
+        root: IncompleteResult,
+        layout: Layout,
+        settings: AscentSettings,
+        tiling: Tiling,
+        lockstep: Lockstep = ALONE,
     ) -> None:
-        self.problem, self.root, self.layout, self._tiling = problem, root, layout, tiling
+        self.problem, self.root, self.layout, self._tiling, self._lockstep = problem, root, layout, tiling, lockstep
         self._settings = AlphaSettings(
             mode="fixed",
             iterations=settings.iterations,
@@ -40,6 +47,7 @@ class GeneralBounder:
             start_save_best=settings.start_save_best,
             disabled=problem.bounds.alpha.disabled,
         )
+        self._ends_early = settings.ends_early
         clauses = problem.clauses
         self._real = torch.isfinite(clauses.rhs)
         # a clause without rows holds everywhere, and its sum is 0: that refutes nothing
@@ -48,26 +56,29 @@ class GeneralBounder:
     def bound(self, domains: Domains, seconds_left: Callable[[], float] | None = None) -> Domains:
         """The same domains with better bounds and variables. A bound never gets looser than before."""
         joined: Domains | None = None
-        for tile in self._tiles(domains):
-            part = self._tile(tile, seconds_left)
-            joined = part if joined is None else concatenate(joined, part)
+        for tile, mine in self._lockstep.tiles(domains, self._tiling.height):
+            part = self._tile(tile, seconds_left if self._ends_early else None, mine)
+            if mine:
+                joined = part if joined is None else concatenate(joined, part)
         assert joined is not None
         return joined
 
     def quick(self, domains: Domains) -> Tensor:
         """Bounds ``[D]`` by one pass with the domains' variables, nothing optimised."""
         once = replace(self._settings, iterations=1)
-        parts = [self._optimize(tile, once, None).lower.squeeze(1) for tile in self._tiles(domains)]
+        parts = []
+        for tile, mine in self._lockstep.tiles(domains, self._tiling.height):
+            lower = self._optimize(tile, once, None, mine).lower.squeeze(1)
+            if mine:
+                parts.append(lower)
         return torch.cat(parts)
 
     def facts(self, domains: Domains) -> ColumnFacts:
-        """Coefficients and boxes of all columns at the domains' own variables."""
+        """Coefficients and boxes of all columns at the domains' own variables; one pass, whatever their number."""
         mix = self.mix(domains)
         rows = Rows(self.problem.graph.output, *mix.row(mix.weight))
         slopes = self._slopes(domains)
-        result = backward(
-            self.problem.graph, rows, self.relaxations(domains), slopes, self._splits(domains), save=True
-        )
+        result = backward(self.problem.graph, rows, self.relaxations(domains), slopes, self._splits(domains), save=True)
         coef = domains.mix.new_zeros(len(domains), self.layout.width)
         for layer in self.layout.layers:
             if layer.node in result.saved:
@@ -104,26 +115,24 @@ class GeneralBounder:
         boxes = domain_boxes(self.layout, root, index, domains.sign, own_columns(domains))
         return domain_relaxations(self.problem.graph, root, boxes, self.layout)
 
-    def _tiles(self, domains: Domains) -> Iterator[Domains]:
-        return tiles(domains, self._tiling.height)
-
-    def _tile(self, domains: Domains, seconds_left: Callable[[], float] | None) -> Domains:
-        found = self._optimize(domains, self._settings, seconds_left)
+    def _tile(self, domains: Domains, seconds_left: Callable[[], float] | None, mine: bool) -> Domains:
+        found = self._optimize(domains, self._settings, seconds_left, mine)
         assert found.weight is not None
         value = domains.value.clone()
         for layer in self.layout.layers:
             split = self.layout.of(domains.sign, layer) != 0
             alpha = found.slopes[layer.node][:, 0, 0]
-            mine = torch.where(split, found.betas[layer.source], alpha)
-            value[:, layer.start : layer.stop] = mine.to(value.dtype)
+            variable = torch.where(split, found.betas[layer.source], alpha)
+            value[:, layer.start : layer.stop] = variable.to(value.dtype)
         lower = torch.fmax(domains.lower, found.lower.squeeze(1))
         rest = {node: found.slopes[node] for node in domains.slopes}
         return replace(domains, lower=lower, value=value, slopes=rest, mix=found.weight)
 
     def _optimize(
-        self, domains: Domains, settings: AlphaSettings, seconds_left: Callable[[], float] | None
+        self, domains: Domains, settings: AlphaSettings, seconds_left: Callable[[], float] | None, mine: bool
     ) -> Optimized:
-        mix = self.mix(domains)
+        """``mine``: False where the result is dropped, and the passes are made for other ranks."""
+        mix, lockstep = self.mix(domains), self._lockstep
         return optimize_rows(
             self.problem.graph,
             Rows(self.problem.graph.output, *mix.row(mix.weight)),
@@ -135,6 +144,7 @@ class GeneralBounder:
             proven=lambda lower: self.proven(domains, lower.squeeze(1)),
             seconds_left=seconds_left,
             mix=mix,
+            agree=(lockstep.all_agree if mine else lockstep.nothing_left) if lockstep else None,
         )
 
     def _slopes(self, domains: Domains) -> dict[int, Tensor]:

@@ -20,6 +20,7 @@ from auto_LiRPA.bounds.intermediate import cut_rows
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.base import NonlinearOperator, Relaxation
 from auto_LiRPA.parallel.store import LocalStore
+from auto_LiRPA.parallel.whole import whole
 from auto_LiRPA.values import Interval
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.problem import Problem
@@ -55,7 +56,7 @@ def make_input_lines(problem: Problem, root: IncompleteResult, layout: Layout) -
     """Rows by one backward pass per tile, in float64; None where they would take too much memory.
 
     They are kept in the run's precision, and a bias is lowered by whatever rounding to it could add to its row, so
-    that a row never lies above the one that was computed.
+    that a row never lies above the one that was computed. All ranks that share weights call this together.
 
     Raises:
         OutOfTime: the time limit passed between two tiles.
@@ -120,7 +121,7 @@ def _in_float64(problem: Problem, root: IncompleteResult) -> tuple[Graph, Mappin
     store = LocalStore(problem.context.settings.block_mib)
     graph = problem.graph.mapped(
         lambda t: t.double() if t.is_floating_point() else t,
-        lambda w: store.place(torch.cat([b.data for b in w.blocks()]).double()),
+        lambda w: store.place(whole(w, torch.float64)),
     )
     boxes = {k: Interval(b.lower.double(), b.upper.double()) for k, b in root.intermediate.boxes.items()}
     relaxations: dict[int, Relaxation] = {}
@@ -129,4 +130,3 @@ def _in_float64(problem: Problem, root: IncompleteResult) -> tuple[Graph, Mappin
             assert isinstance(node.op, NonlinearOperator)
             relaxations[node.id] = node.op.relax(*(boxes[i] for i in node.inputs))
     return graph, relaxations
-

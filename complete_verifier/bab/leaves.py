@@ -11,6 +11,7 @@ from torch import Tensor
 from auto_LiRPA.bounds.backward import NeuronList, Relaxations, Rows, backward, neuron_rows
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.parallel.store import LocalStore
+from auto_LiRPA.parallel.whole import whole
 from auto_LiRPA.values import Interval, LpBall
 from complete_verifier.bab.ball_cuts import MOST_CUTS, BallCuts
 from complete_verifier.bab.domains import Domains, own_columns
@@ -31,14 +32,17 @@ class LeafResult:
 
 
 class LeafSolver:
-    """Solves leaves in float64, whatever the search's dtype."""
+    """Solves leaves in float64, whatever the search's dtype.
+
+    Making one copies all weights, so ranks that share weights make theirs together; each then solves its own leaves.
+    """
 
     def __init__(self, problem: Problem, root: IncompleteResult, layout: Layout) -> None:
         self.problem, self.layout = problem, layout
         store = LocalStore(problem.context.settings.block_mib)
         self.graph: Graph = problem.graph.mapped(
             lambda t: t.double() if t.is_floating_point() else t,
-            lambda w: store.place(torch.cat([b.data for b in w.blocks()]).double()),
+            lambda w: store.place(whole(w, torch.float64)),
         )
         boxes = {k: Interval(b.lower.double(), b.upper.double()) for k, b in root.intermediate.boxes.items()}
         relaxations = {

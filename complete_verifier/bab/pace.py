@@ -1,4 +1,7 @@
-"""How many domains a round takes: what was asked for, what memory and the time left allow."""
+"""How many domains a round takes: what was asked for, what memory and the time left allow.
+
+Ranks that search together are told the same numbers, so that all of them come to the same batch size.
+"""
 
 from __future__ import annotations
 
@@ -40,21 +43,28 @@ class Pace:
             batch = min(batch, max(1, int(self._last_batch * growth)))
         return min(batch, open_domains)
 
-    def ended(self, parents: int, seconds: float) -> None:
-        """Take note of a round; a full one on a GPU with memory to spare doubles the limit."""
+    def ended(self, parents: int, seconds: float, room: bool = True) -> None:
+        """Take note of a round; a full one on a GPU with memory to spare (``room``) doubles the limit."""
         self._last_batch = max(self._last_batch // 2, parents)
         self._last_seconds = seconds
-        if self._enlarge and parents >= self._limit and self._has_room():
+        if self._enlarge and parents >= self._limit and room:
             self._limit *= 2
+
+    def can_shrink(self, parents: int) -> bool:
+        """Whether a round may take fewer than so many parents."""
+        return parents > 1 and not self._settings.synchronous
 
     def ran_out_of_memory(self, parents: int) -> bool:
         """A round of so many parents did not fit: halve the batch; False if it cannot be smaller."""
-        if parents <= 1 or self._settings.synchronous:
+        if not self.can_shrink(parents):
             return False
         self._limit = self._last_batch = parents // 2
         self._enlarge = False
         return True
 
-    def _has_room(self) -> bool:
+    def has_room(self) -> bool:
+        """Whether this rank's device has memory for larger rounds, if they are wanted."""
+        if not self._enlarge:
+            return False
         total = torch.cuda.get_device_properties(self._device).total_memory
         return 2 * torch.cuda.memory_reserved(self._device) < self._settings.enlarge_vram_ratio * total

@@ -24,13 +24,16 @@ from auto_LiRPA.bounds.intermediate import Intermediate
 from auto_LiRPA.errors import OutOfTime
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.base import NonlinearOperator
+from auto_LiRPA.parallel.groups import Group
+from auto_LiRPA.parallel.store import LocalStore, Weight
+from auto_LiRPA.parallel.whole import whole
 from auto_LiRPA.values import Interval
 from complete_verifier.bab.bounding import Bounder, SecondsLeft, make_bounder, try_children
 from complete_verifier.bab.domains import Domains, concatenate
 from complete_verifier.bab.oom import is_out_of_memory
 from complete_verifier.bab.roots import root_domains
 from complete_verifier.bab.settings import Tiling
-from complete_verifier.bab.shrink import shrunk
+from complete_verifier.bab.shrink import LARGEST_MIB, shrunk
 from complete_verifier.bab.split import split
 from complete_verifier.branching.brancher import Brancher, BranchInput, make_brancher
 from complete_verifier.branching.columns import make_columns
@@ -58,8 +61,13 @@ class RefineSettings:
 
 
 def can_refine(problem: Problem) -> bool:
-    """ReLU networks over one input region."""
-    return is_relu_network(problem.graph) and problem.region.center().shape[0] == 1
+    """ReLU networks over one input region, whose weights a rank has or can copy."""
+    plain = is_relu_network(problem.graph) and problem.graph.spread is None
+    if not plain or problem.region.center().shape[0] != 1:
+        return False
+    weights = (getattr(node.op, "weight", None) for node in problem.graph.nodes)
+    size = sum(w.numel * w.dtype.itemsize for w in weights if isinstance(w, Weight))
+    return problem.context.weights.size == 1 or size <= LARGEST_MIB * 2**20
 
 
 def refine_boxes(
@@ -68,8 +76,10 @@ def refine_boxes(
     """The same result with tighter boxes of the hidden neurons (none looser), from the first layer to the last.
 
     Rows and slopes are as they were. A layer's share of the time is its share of the unstable neurons that are left.
-    Where memory or time runs out, the boxes found so far are the result.
+    Where memory or time runs out, the boxes found so far are the result. All ranks call this together: the neurons of a
+    layer are shared out over them, and the boxes that each has found go to all before the next layer.
     """
+    own, world = _by_itself(problem), problem.context.world
     boxes = dict(start.intermediate.boxes)
     layers = make_layout(problem.graph, start.intermediate).layers
     ends = time.monotonic() + settings.seconds
@@ -77,34 +87,62 @@ def refine_boxes(
         if number == 0:  # above it there is nothing to split
             continue
         rest = sum(len(x.index) for x in layers[number:])
-        share = (ends - time.monotonic()) * len(layer.index) / max(1, rest)
+        share = world.smallest((ends - time.monotonic()) * len(layer.index) / max(1, rest))
         if share <= 0:
             break
-        try:
-            box, visited = _refined_layer(problem, boxes, layer, settings, time.monotonic() + share)
-        except OutOfTime:
+        problem.context.at(f"refining layer {number}", patient=True)
+        found = _refined_layer(own, boxes, layer, settings, time.monotonic() + share, world)
+        box = Interval(world.greatest(found.box.lower), world.least(found.box.upper))
+        every = world.numbers([found.visited, found.late])
+        if any(late for _, late in every):
             break
         if on_layer is not None:
+            visited = int(sum(count for count, _ in every))
             on_layer(number, _unstable(boxes[layer.source]), _unstable(box), visited)
         boxes[layer.source] = box
     return replace(start, intermediate=_with_boxes(problem.graph, start.intermediate, boxes))
 
 
+def _by_itself(problem: Problem) -> Problem:
+    """The problem as this rank works on it without any other, with whole weights."""
+    context = problem.context
+    if context.weights.size == 1:
+        return replace(problem, context=context.within_domains())
+    store = LocalStore(context.settings.block_mib)
+    graph = problem.graph.mapped(lambda t: t, lambda w: store.place(whole(w)))
+    return replace(problem, graph=graph, context=context.alone())
+
+
+@dataclass(frozen=True, slots=True)
+class _Refined:
+    """A layer's box by one rank's share of its neurons; ``late``: time ended before there was anything."""
+
+    box: Interval
+    visited: int = 0
+    late: bool = False
+
+
 def _refined_layer(
-    problem: Problem, boxes: dict[int, Interval], layer: Layer, settings: RefineSettings, ends: float
-) -> tuple[Interval, int]:
-    """The layer's box and the sub-problems visited; a layer whose trees do not fit into memory keeps its box."""
+    problem: Problem, boxes: dict[int, Interval], layer: Layer, settings: RefineSettings, ends: float, world: Group
+) -> _Refined:
+    """This rank's share of a layer; where its trees do not fit into memory the box stays as it was."""
+    flat = boxes[layer.source].flat()
+    neurons = ((flat.lower < 0) & (flat.upper > 0))[0].nonzero().squeeze(-1)[world.rank :: world.size]
+    if len(neurons) == 0:
+        return _Refined(boxes[layer.source])
     try:
-        tree = _Trees(problem, boxes, layer, settings)
-        return tree.run(ends), tree.visited
+        tree = _Trees(problem, boxes, layer, settings, neurons)
+        return _Refined(tree.run(ends), tree.visited)
+    except OutOfTime:
+        return _Refined(boxes[layer.source], late=True)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    _LOG.warning("out of memory while refining the %d neurons of a layer: it stays as it was", len(layer.index))
+    _LOG.warning("out of memory while refining %d neurons of a layer: they stay as they were", len(neurons))
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return boxes[layer.source], 0
+    return _Refined(boxes[layer.source])
 
 
 def _trusted(lower: Tensor) -> Tensor:
@@ -129,13 +167,13 @@ def _with_boxes(graph: Graph, root: Intermediate, boxes: dict[int, Interval]) ->
 
 
 class _Trees:
-    """The trees of one layer's unstable neurons: clauses ``z_j <= 0`` and, after them, ``-z_j <= 0``."""
+    """The trees of unstable neurons of one layer: clauses ``z_j <= 0`` and, after them, ``-z_j <= 0``."""
 
-    def __init__(self, problem: Problem, boxes: dict[int, Interval], layer: Layer, settings: RefineSettings) -> None:
-        self.settings, self.layer, self.box = settings, layer, boxes[layer.source]
+    def __init__(
+        self, problem: Problem, boxes: dict[int, Interval], layer: Layer, settings: RefineSettings, neurons: Tensor
+    ) -> None:
+        self.settings, self.layer, self.box, self.neurons = settings, layer, boxes[layer.source], neurons
         flat = self.box.flat()
-        open_ = ((flat.lower < 0) & (flat.upper > 0))[0]
-        self.neurons = open_.nonzero().squeeze(-1)
         self.visited = 0
         count, size = len(self.neurons), flat.lower.shape[1]
         device, dtype = flat.lower.device, flat.lower.dtype
@@ -173,7 +211,7 @@ class _Trees:
 
     def run(self, ends: float) -> Interval:
         """The layer's box when the time is over or nothing gets better."""
-        if len(self.neurons) == 0 or self.layout.width == 0:
+        if self.layout.width == 0:
             return self.box
 
         def left() -> float:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from auto_LiRPA.parallel.numerics import full_precision
+from complete_verifier.bab.expansion import OnCandidate
 from complete_verifier.bab.keeper import Keeper
 from complete_verifier.bab.refine import RefineSettings, can_refine, refine_boxes
-from complete_verifier.bab.search import OnCandidate, OnProgress, ascent_settings, make_tiling, search
+from complete_verifier.bab.search import OnProgress, ascent_settings, make_tiling, search
 from complete_verifier.bab.settings import BabProgress, BabResult, BabSettings
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.problem import Clock, Problem

@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from auto_LiRPA.bounds.columns import Layout
 from auto_LiRPA.bounds.domains.ascent import AscentSettings
-from auto_LiRPA.bounds.domains.batch import Batch, Bounded, ColumnFacts, proven
+from auto_LiRPA.bounds.domains.batch import Batch, ColumnFacts, proven
 from auto_LiRPA.bounds.domains.engine import DomainEngine
 from auto_LiRPA.bounds.domains.schedule import make_schedule
-from complete_verifier.bab.domains import Domains, tiles
+from auto_LiRPA.bounds.domains.spread_engine import SpreadEngine
+from complete_verifier.bab.domains import Domains
+from complete_verifier.bab.lockstep import ALONE, Agree, Lockstep
 from complete_verifier.bab.settings import Tiling
 from complete_verifier.branching.layout import root_columns
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.problem import Problem
+
+T = TypeVar("T")
 
 
 class ReluBounder:
     """Everything that does not change during a search."""
 
     def __init__(
-        self, problem: Problem, root: IncompleteResult, layout: Layout, settings: AscentSettings, tiling: Tiling
+        self,
+        problem: Problem,
+        root: IncompleteResult,
+        layout: Layout,
+        settings: AscentSettings,
+        tiling: Tiling,
+        lockstep: Lockstep = ALONE,
     ) -> None:
-        self._problem, self._tiling = problem, tiling
+        self._problem, self._tiling, self._lockstep = problem, tiling, lockstep
         self._columns = root_columns(layout, root.intermediate)
-        self._engine = DomainEngine(
-            make_schedule(problem.graph, layout, root.intermediate.boxes), settings, tiling.graphs
+        graph, boxes = problem.graph, root.intermediate.boxes
+        self._engine = (
+            DomainEngine(make_schedule(graph, layout, boxes), settings, tiling.graphs)
+            if graph.spread is None
+            else SpreadEngine(graph, layout, boxes, settings)
         )
         clauses = problem.clauses
         real = torch.isfinite(clauses.rhs)
@@ -42,7 +56,7 @@ class ReluBounder:
 
     def bound(self, domains: Domains, seconds_left: Callable[[], float] | None = None) -> Domains:
         """The same domains with better bounds and variables. A bound never gets looser than before."""
-        parts = [self._bound(tile, seconds_left) for tile in self._tiles(domains)]
+        parts = self._each(domains, lambda batch, agree: self._engine.optimize(batch, seconds_left, agree))
         lower = torch.cat([p.lower for p in parts])
         value = torch.cat([p.value.to(domains.value.dtype) for p in parts])
         mix = torch.cat([p.mix for p in parts])
@@ -50,11 +64,11 @@ class ReluBounder:
 
     def quick(self, domains: Domains) -> Tensor:
         """Bounds ``[D]`` by one pass with the domains' variables, nothing optimised."""
-        return torch.cat([self._engine.bound(self._batch(tile)) for tile in self._tiles(domains)])
+        return torch.cat(self._each(domains, lambda batch, agree: self._engine.bound(batch)))
 
     def facts(self, domains: Domains) -> ColumnFacts:
         """Coefficients and boxes of all columns at the domains' own variables."""
-        parts = [self._engine.facts(self._batch(tile)) for tile in self._tiles(domains)]
+        parts = self._each(domains, lambda batch, agree: self._engine.facts(batch))
         return ColumnFacts(
             torch.cat([p.coef for p in parts]), torch.cat([p.lower for p in parts]), torch.cat([p.upper for p in parts])
         )
@@ -63,11 +77,14 @@ class ReluBounder:
         """Which domains ``[D]`` the bounds ``[D]`` close."""
         return proven(lower, self._strict[domains.clause])
 
-    def _bound(self, domains: Domains, seconds_left: Callable[[], float] | None) -> Bounded:
-        return self._engine.optimize(self._batch(domains), seconds_left)
-
-    def _tiles(self, domains: Domains) -> Iterator[Domains]:
-        return tiles(domains, self._tiling.height)
+    def _each(self, domains: Domains, step: Callable[[Batch, Agree], T]) -> list[T]:
+        """``step`` of every tile, and of what others wait for."""
+        found = []
+        for tile, mine in self._lockstep.tiles(domains, self._tiling.height):
+            one = step(self._batch(tile), self._lockstep.all_agree if mine else self._lockstep.nothing_left)
+            if mine:
+                found.append(one)
+        return found
 
     def _batch(self, domains: Domains) -> Batch:
         clause = domains.clause

@@ -1,54 +1,60 @@
-"""The branch-and-bound loop on activation splits: pick, choose neurons, split, bound, close, store."""
+"""The branch-and-bound loop on activation splits: rounds that one schedule makes, on one rank or on many."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from auto_LiRPA.bounds.columns import Layout
 from auto_LiRPA.bounds.domains.ascent import AscentSettings
-from auto_LiRPA.errors import ContractError, OutOfTime
+from auto_LiRPA.errors import ContractError
 from auto_LiRPA.parallel.numerics import full_precision
-from complete_verifier.bab.bounding import make_bounder, try_children
-from complete_verifier.bab.clip import make_clipper
-from complete_verifier.bab.domains import Domains, tiles
+from complete_verifier.bab.agreement import NOWHERE, Agreed, Status, agree, least
+from complete_verifier.bab.attempt import Attempt, attempt
+from complete_verifier.bab.bounding import make_bounder
+from complete_verifier.bab.clip import Clipper, ClipSettings, make_clipper
+from complete_verifier.bab.domains import Domains
+from complete_verifier.bab.exchange import carry_out
+from complete_verifier.bab.expansion import Expander, OnCandidate, Share
 from complete_verifier.bab.keeper import Keeper
 from complete_verifier.bab.leaves import LeafSolver
 from complete_verifier.bab.ledger import Ledger
-from complete_verifier.bab.oom import MemoryGuard
+from complete_verifier.bab.lockstep import is_whole, lockstep_of
 from complete_verifier.bab.pace import Pace
 from complete_verifier.bab.roots import root_domains
+from complete_verifier.bab.same_start import check_same_start
+from complete_verifier.bab.schedule import Schedule, Work
+from complete_verifier.bab.schedule_free import FreeRunning
+from complete_verifier.bab.schedule_synchronous import SYNCHRONOUS_TILE, Synchronous
 from complete_verifier.bab.settings import BabProgress, BabResult, BabSettings, Tiling
 from complete_verifier.bab.shrink import shrunk
-from complete_verifier.bab.split import split
+from complete_verifier.bab.spread_search import for_search, with_whole_weights
 from complete_verifier.bab.store import DomainStore
-from complete_verifier.branching.brancher import Brancher, BranchInput, make_brancher
+from complete_verifier.branching.brancher import make_brancher
 from complete_verifier.branching.columns import make_columns
 from complete_verifier.branching.layout import make_layout
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.problem import Problem
 
-# Domains bounded together: fixed where every rank must make the same tiles (DESIGN 2.5); else as fits caches, or a
-# GPU's width. On a GPU a candidate of look-ahead costs two thirds of a domain's memory and one pass.
-SYNCHRONOUS_TILE = 1024
+# Domains bounded together in the free-running schedule: as fits caches, or a GPU's width. On a GPU a candidate of
+# look-ahead costs two thirds of a domain's memory and one pass.
 GPU_TILE = 4096
 CPU_TILE_ELEMENTS = 2**17
-CHOOSE_TILE = 2048  # parents whose neurons are scored together
 # Iterations between two looks at what is proved: looking makes a GPU wait.
 LOOK_EVERY_CUDA = 5
 
+_LOG = logging.getLogger(__name__)
+
 OnProgress = Callable[[BabProgress], None]
-OnCandidate = Callable[[np.ndarray], bool]  # an input that may violate; True: confirmed, the search can stop
 
 
 @dataclass(slots=True)
 class SearchState:
-    """Counters of one search."""
+    """Counters of one search. All but ``next_id`` and ``ledger`` are those of all ranks."""
 
     started: float
     visited: int = 0
@@ -66,24 +72,29 @@ def search(
     on_candidate: OnCandidate | None = None,
     keeper: Keeper | None = None,
 ) -> BabResult:
-    """Try to close every clause that the incomplete stage left open.
+    """Try to close every clause that the incomplete stage left open. Ranks that share domains call it together.
 
     Args:
-        on_candidate: called with an input (``[*input]``) that an LP leaf found to violate its clause.
+        start: the same on every rank.
+        on_progress: told after each round where all ranks together stand.
+        on_candidate: called with an input (``[*input]``) that an LP leaf found to violate its clause; where it is
+            confirmed, it is called on all other ranks too.
         keeper: writes checkpoints, and may have one to go on from (``start`` is what that search began with, then).
 
     Returns:
-        ``closed`` only if every leaf of every clause's tree was proved. Any limit leaves it False.
+        The same on every rank. ``closed`` only if every leaf of every clause's tree was proved. Any limit leaves it
+        False.
 
     Raises:
         ConfigError: a branching method that is not available.
     """
     with torch.no_grad(), full_precision():
+        problem, start = for_search(problem, start)
         return _Search(problem, start, settings, on_progress, on_candidate, keeper or Keeper(None, None)).run()
 
 
 class _Search:
-    """One search: what it owns and the steps of a round."""
+    """One search: what it owns, and a round as all ranks agree on it."""
 
     def __init__(
         self,
@@ -94,28 +105,51 @@ class _Search:
         on_candidate: OnCandidate | None,
         keeper: Keeper,
     ) -> None:
-        self.keeper = keeper
-        self.settings, self.on_progress, self.on_candidate = settings, on_progress, on_candidate
+        self.context, self.keeper, self.settings = problem.context, keeper, settings
+        self.on_progress, self.on_candidate = on_progress, on_candidate
         self.device, dtype = start.lower.device, start.lower.dtype
         stored = torch.float16 if settings.half_variables and dtype == torch.float32 else dtype
         self.roots = root_domains(problem, start, make_layout(problem.graph, start.intermediate), stored)
-        self.problem, self.start = shrunk(problem, start)
+        check_same_start(problem, start, self.roots, settings.synchronous)
+        own = replace(problem, context=problem.context.within_domains())
+        self.problem, self.start = shrunk(own, start)
         self.layout: Layout = make_layout(self.problem.graph, self.start.intermediate)
-        self.tiling = make_tiling(self.problem, settings, self.device)
-        self.bounder = make_bounder(
-            self.problem, self.start, self.layout, ascent_settings(settings, self.device), self.tiling
+        self.lockstep = lockstep_of(self.context, self.problem.graph)
+        tiling = make_tiling(self.problem, settings, self.device)
+        clipper = None if settings.clip is None else self._clipper(settings.clip)
+        if clipper is not None:
+            self.roots = clipper.opened(self.roots)
+        self._solver: LeafSolver | None = None
+        if self.lockstep and self.layout.complete and self.problem.graph.spread is None:
+            self._leaf_solver()  # it copies the weights: all ranks at once, or never
+        expander = Expander(
+            settings=settings,
+            layout=self.layout,
+            bounder=make_bounder(
+                self.problem, self.start, self.layout, ascent_settings(settings, self.device), tiling, self.lockstep
+            ),
+            brancher=make_brancher(
+                settings.method,
+                make_columns(self.problem.graph, self.layout, dtype, self.device),
+                candidates=settings.candidates,
+                reduceop=settings.reduceop,
+                seed=settings.seed,
+            ),
+            clipper=clipper,
+            lockstep=self.lockstep,
+            height=tiling.height,
+            leaf_solver=self._leaf_solver,
+            on_candidate=on_candidate,
+            seconds_left=problem.clock.left,
+            told=lambda step: self.context.at(step, patient=True),
         )
-        columns = make_columns(self.problem.graph, self.layout, dtype, self.device)
-        self.brancher: Brancher = make_brancher(
-            settings.method, columns, candidates=settings.candidates, reduceop=settings.reduceop, seed=settings.seed
-        )
-        clip = settings.clip
-        self.clipper = None if clip is None else make_clipper(self.problem, self.start, self.layout, clip)
-        if self.clipper is not None:
-            self.roots = self.clipper.opened(self.roots)
         self.pace = Pace(settings, self.device)
-        self.guard = MemoryGuard(self.pace.ran_out_of_memory)
-        self._leaf_solver: LeafSolver | None = None
+        group = self.context.domains
+        self.schedule: Schedule = (
+            Synchronous(group, expander, self.roots)
+            if settings.synchronous
+            else FreeRunning(group, expander, self.pace, self.roots.pick(self._numbers(0, min(1, len(self.roots)))))
+        )
         self.state = SearchState(time.monotonic())
 
     def run(self) -> BabResult:
@@ -124,158 +158,153 @@ class _Search:
             return self._run(store)
 
     def _run(self, store: DomainStore[Domains]) -> BabResult:
-        roots = self.roots
-        self.state.next_id = len(roots)
-        if not self.keeper.restore(store, roots, self.state):
-            store.add(roots, roots.lower)
-            self.keeper.save(store, self.state)
+        agreed = self._begin(store)
         reason = ""
-        while len(store):
-            reason = self._limit(len(store))
+        while agreed.open:
+            reason = self._limit(agreed)
             if reason:
                 break
-            self.state.rounds += 1
-            parents = store.take(self.pace.batch(len(store), self.problem.clock.left()))
-            try:
-                done = self.guard.run(
-                    parents, lambda batch: self._round(batch, store), lambda batch: store.add(batch, batch.lower)
-                )
-            except OutOfTime:
-                store.add(parents, parents.lower)
-                reason = "time limit"
-                break
-            if done is None:  # the parents are back in the store; the next batch is smaller, or there is none
-                reason = self.guard.reason
-                if reason:
-                    break
-                continue
-            if done.value:
+            agreed = self._round(store, agreed)
+            if agreed.finder is not None:
                 return self._result(False, "counterexample", store)
-            self.keeper.save_if_due(store, self.state, self.problem.clock.left())
-            self._report(store)
-        if reason or len(store):
-            self.keeper.save_last(store, self.state, self.problem.clock.left())
+            if not agreed.counts_for:  # the parents are back in the queues; the next round is smaller, or there is none
+                continue
+            if agreed.due:
+                self.keeper.save(store, self.state, agreed.next_id, self.context)
+            self._report(agreed)
+        if reason:
+            world = self.context.world
+            if world.some(world.rank == 0 and self.keeper.affords_last(store.bytes(), agreed.time_left)):
+                self.keeper.save(store, self.state, agreed.next_id, self.context)
             return self._result(False, reason, store)
         if self.state.undecided_leaves:
             return self._result(False, f"{self.state.undecided_leaves} leaves with all neurons split", store)
-        if self.settings.record_ledger and not self.state.ledger.covers(sorted(set(roots.clause.tolist()))):
+        if self.settings.record_ledger and not self._ledger().covers(sorted(set(self.roots.clause.tolist()))):
             raise ContractError("the closed leaves do not cover the root")
         return self._result(True, "all domains closed", store)
 
-    def _round(self, parents: Domains, store: DomainStore[Domains]) -> bool:
-        """Split, bound and sort one batch; True if a counterexample was confirmed."""
+    # -- one round ---------------------------------------------------------------------------------------------------
+    def _begin(self, store: DomainStore[Domains]) -> Agreed:
+        """Fill the queues: from a checkpoint, or with the roots."""
+        group = self.context.domains
+        resumed = self.keeper.restore(store, self.roots, self.state, self.context)
+        if not resumed:
+            mine = self.roots.pick(self._numbers(group.rank, len(self.roots), group.size))
+            store.add(mine, mine.lower)
+            self.state.next_id = len(self.roots)
+        first_id = self.state.next_id
+        if not self.settings.synchronous:
+            self.state.next_id += group.rank  # every rank has ids of its own
+        left = self.problem.clock.left()
+        agreed = agree(self.context, Status(len(store), next_id=first_id, time_left=left))
+        if not resumed:
+            self.keeper.save(store, self.state, first_id, self.context)
+        return agreed
+
+    def _round(self, store: DomainStore[Domains], before: Agreed) -> Agreed:
+        """One round of all ranks. It counts if all came through it; else it is undone on all of them."""
         began = time.monotonic()
-        if self.layout.width == 0:  # nothing is unstable: every root is a leaf
-            return self._close_leaves(parents)
-        levels = self._levels(parents)
-        columns, ready, coef = self._choose(parents, levels)
-        children = split(parents, columns, self.state.next_id)
-        self.state.next_id += len(children)
-        empty = torch.zeros_like(children.lower, dtype=torch.bool)
-        if self.clipper is not None:
-            children, empty = self.clipper.clip(children, None if coef is None else coef.repeat(2**levels, 1))
-        children = self.bounder.bound(children, self.problem.clock.left)
-        # a parent without a neuron to split has no children: it is a leaf, and what stands in their place is dropped
-        real = ready.repeat(2**levels)
-        closed = (self.bounder.proven(children, children.lower) | empty) & real
-        still_open = real & ~closed
-        leaves, visited, left = torch.stack([(~ready).sum(), real.sum(), still_open.sum()]).tolist()
-        self.state.visited += visited
-        if self.settings.record_ledger:
-            self.state.ledger.close(children.pick((closed & ~empty).nonzero().squeeze(-1)), "bound")
-            self.state.ledger.close(children.pick((closed & empty).nonzero().squeeze(-1)), "empty")
-        # before the children go into the store: if time or memory ends here, the parents go back there instead
-        if leaves and self._close_leaves(parents.pick((~ready).nonzero().squeeze(-1))):
-            return True
-        if left:
-            remaining = children if left == len(children) else children.pick(still_open.nonzero().squeeze(-1))
-            store.add(remaining, remaining.lower)
-        self.pace.ended(len(parents) * 2 ** (levels - 1), time.monotonic() - began)
-        return False
+        number = self.state.rounds + 1
+        self.context.at(f"round {number} of branch and bound")
+        moves = self.schedule.moves(before)
+        carry_out(moves, self.context.domains, store, self.roots, lambda domains: domains.lower)
+        work = self.schedule.pick(store, before)
+        tried = attempt(lambda: self.schedule.run(work, self.state.next_id, number), not self.lockstep)
+        agreed = agree(self.context, self._status(store, work, tried, time.monotonic() - began))
+        agreed.check(before.open)
+        if not agreed.counts_for:
+            store.add(work.own, work.own.lower)
+            if agreed.short and not agreed.late and self.pace.ran_out_of_memory(agreed.short):
+                words = f" ({tried.shortage})" if tried.shortage else ""
+                _LOG.warning("out of memory with %d domains in a round%s: going on with fewer", agreed.short, words)
+            return agreed
+        self._count(store, agreed, tried.value or Share(next_id=self.state.next_id))
+        return agreed
 
-    def _choose(self, parents: Domains, levels: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Columns to split ``[D, levels]``, which parents have one ``[D]``, and the coefficients where clipping asks.
+    def _status(self, store: DomainStore[Domains], work: Work, tried: Attempt[Share], seconds: float) -> Status:
+        """What this rank has to say of its part of a round."""
+        share = tried.value or Share(next_id=self.state.next_id)
+        left = 0 if share.left is None else len(share.left)
+        worst = NOWHERE
+        if self.context.world.size > 1 or self.on_progress is not None:
+            worst = store.worst_margin(None if share.left is None else share.left.lower)
+        return Status(
+            open=len(store) + left,
+            taken=len(work.own),
+            done=share.parents,
+            left=left,
+            visited=share.visited,
+            undecided=share.undecided,
+            next_id=share.next_id,
+            effort=share.effort,
+            late=tried.late,
+            short=len(work.parents) if tried.shortage else 0,
+            found=NOWHERE if share.candidate is None else share.place,
+            room=self.pace.has_room(),
+            due=self.keeper.due(store.bytes(), self.problem.clock.left()),
+            seconds=seconds,
+            time_left=self.problem.clock.left(),
+            worst=worst,
+        )
 
-        Tile by tile: scores take a dozen tensors as wide as all columns.
-        """
-        parts = [self._choose_tile(tile, levels) for tile in tiles(parents, CHOOSE_TILE)]
-        coef = None if self.clipper is None else torch.cat([part[2] for part in parts])
-        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), coef
+    def _count(self, store: DomainStore[Domains], agreed: Agreed, share: Share) -> None:
+        """Let a round count: its children go into the queue, its numbers into the totals."""
+        self.state.rounds += 1
+        self.state.visited += agreed.visited
+        self.state.undecided_leaves += agreed.undecided
+        self.state.next_id = share.next_id
+        self.state.ledger.leaves += share.ledger.leaves
+        if share.left is not None:
+            store.add(share.left, share.left.lower)
+        self.pace.ended(agreed.effort, agreed.seconds, agreed.room)
+        if agreed.finder is not None:
+            world = self.context.world
+            found = world.same_object(share.candidate, agreed.finder)
+            if world.rank != agreed.finder and found is not None and self.on_candidate is not None:
+                self.on_candidate(found)
 
-    def _choose_tile(self, parents: Domains, levels: int) -> tuple[Tensor, Tensor, Tensor]:
-        facts = self.bounder.facts(parents)
-        known = BranchInput(facts.coef, facts.lower, facts.upper, parents.sign, parents.id, parents.depth)
-
-        def tried(parent: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-            return try_children(self.bounder, parents, parent, column, self.tiling.height)
-
-        return self.brancher.choose(known, levels, tried), known.splittable().any(1), facts.coef
-
-    def _levels(self, parents: Domains) -> int:
-        """Levels split at once: as many as fill the least batch, but no more than every parent has neurons for."""
-        target = min(self.settings.min_batch_ratio * self.settings.batch_size, self.settings.batch_size)
-        levels = 1
-        while len(parents) * 2 ** (levels + 1) <= target:
-            levels += 1
-        if levels == 1:
-            return 1
-        facts = self.bounder.facts(parents)
-        splittable = ((facts.lower < 0) & (facts.upper > 0) & (parents.sign == 0)).sum(1)
-        # leaves among the parents are no reason to go slowly
-        return max(1, min(levels, int(torch.where(splittable > 0, splittable, levels).amin())))
-
-    def _close_leaves(self, leaves: Domains) -> bool:
-        """Decide domains without a splittable neuron by LP; what it cannot decide stays undecided for good."""
-        if not self.layout.complete:
-            self.state.undecided_leaves += len(leaves)
-            return False
-        if self._leaf_solver is None:
-            self._leaf_solver = LeafSolver(self.problem, self.start, self.layout)
-        for position in range(len(leaves)):
-            if self.problem.clock.left() <= 0:
-                raise OutOfTime
-            leaf = leaves.pick(torch.tensor([position], device=leaves.id.device))
-            found = self._leaf_solver.solve(leaf)
-            if found.closed:
-                if self.settings.record_ledger:
-                    self.state.ledger.close(leaf, "lp")
-                continue
-            if found.candidate is not None and self.on_candidate is not None and self.on_candidate(found.candidate):
-                return True
-            self.state.undecided_leaves += 1
-        return False
-
-    def _limit(self, open_domains: int) -> str:
+    # -- the rest ----------------------------------------------------------------------------------------------------
+    def _limit(self, agreed: Agreed) -> str:
         """Why the search has to stop now; empty if it may go on."""
-        if self.problem.clock.left() <= 0:
+        if agreed.late or agreed.time_left <= 0:
             return "time limit"
+        if agreed.short and not self.pace.can_shrink(agreed.short):
+            more = "; lower solver.batch_size" if agreed.short > 1 else ""
+            return f"out of memory with {agreed.short} domains in a round{more}"
         if 0 <= self.settings.max_iterations <= self.state.rounds:
             return f"round limit {self.settings.max_iterations}"
-        if open_domains > self.settings.max_domains:
+        if agreed.open > self.settings.max_domains:
             return f"domain limit {self.settings.max_domains:.0f}"
         return ""
 
-    def _report(self, store: DomainStore[Domains]) -> None:
+    def _report(self, agreed: Agreed) -> None:
         if self.on_progress is not None:
-            self.on_progress(
-                BabProgress(
-                    self.state.rounds,
-                    len(store),
-                    self.state.visited,
-                    store.worst_margin(),
-                    time.monotonic() - self.state.started,
-                )
-            )
+            seconds = time.monotonic() - self.state.started
+            self.on_progress(BabProgress(self.state.rounds, agreed.open, self.state.visited, agreed.worst, seconds))
 
     def _result(self, closed: bool, reason: str, store: DomainStore[Domains]) -> BabResult:
-        return BabResult(
-            closed,
-            reason,
-            self.state.visited,
-            self.state.rounds,
-            store.worst_margin(),
-            time.monotonic() - self.state.started,
-        )
+        worst = least(row[0] for row in self.context.world.numbers([store.worst_margin()]))
+        if closed and worst != float("inf"):
+            raise ContractError("domains are open at the end of a search that closed all of them")
+        seconds = time.monotonic() - self.state.started
+        return BabResult(closed, reason, self.state.visited, self.state.rounds, worst, seconds)
+
+    def _ledger(self) -> Ledger:
+        """The closed leaves of all ranks."""
+        return Ledger([leaf for part in self.context.domains.objects(self.state.ledger.leaves) for leaf in part])
+
+    def _clipper(self, settings: ClipSettings) -> Clipper | None:
+        """All ranks clip, or none does: one of them may have had no time to prepare."""
+        made = make_clipper(with_whole_weights(self.problem), self.start, self.layout, settings)
+        return None if self.context.world.some(made is None) else made
+
+    def _leaf_solver(self) -> LeafSolver:
+        if self._solver is None:
+            self._solver = LeafSolver(with_whole_weights(self.problem), self.start, self.layout)
+        return self._solver
+
+    def _numbers(self, first: int, stop: int, step: int = 1) -> torch.Tensor:
+        return torch.arange(min(first, stop), stop, step, device=self.device)
 
 
 def ascent_settings(settings: BabSettings, device: torch.device) -> AscentSettings:
@@ -296,10 +325,11 @@ def ascent_settings(settings: BabSettings, device: torch.device) -> AscentSettin
 
 def make_tiling(problem: Problem, settings: BabSettings, device: torch.device) -> Tiling:
     """Heights come from the model and the settings alone."""
+    fixed = is_whole(problem.graph)  # a captured graph reads weights where they were
     if settings.synchronous:
-        return Tiling(SYNCHRONOUS_TILE, True)
+        return Tiling(SYNCHRONOUS_TILE, fixed)
     if device.type == "cuda":
-        return Tiling(GPU_TILE, True)
+        return Tiling(GPU_TILE, fixed)
     widest = max(node.size for node in problem.graph.nodes[1:])
     height = 2 ** max(5, min(12, (CPU_TILE_ELEMENTS // max(1, widest)).bit_length() - 1))
     return Tiling(height, False)

@@ -9,7 +9,6 @@ import torch
 from auto_LiRPA.bounds.intermediate import Intermediate
 from auto_LiRPA.graph.compact import compact, hidden_layers
 from auto_LiRPA.operators.base import NonlinearOperator
-from auto_LiRPA.parallel.store import LocalStore
 from auto_LiRPA.values import Interval
 from complete_verifier.branching.layout import make_layout
 from complete_verifier.incomplete.result import IncompleteResult
@@ -22,9 +21,12 @@ def shrunk(problem: Problem, start: IncompleteResult) -> tuple[Problem, Incomple
     """The same question about a smaller network; splittable neurons keep their columns.
 
     In each hidden layer come the splittable neurons first, in order, then those that are always on. The slopes of the
-    root belong to the old neurons and are not handed on.
+    root belong to the old neurons and are not handed on. All ranks that share weights call this together, with the same
+    boxes; the weights of the smaller network are shared out as those of the whole one are.
     """
     graph, root = problem.graph, start.intermediate
+    if graph.spread is not None:  # every rank has other neurons
+        return problem, start
     size = sum(w.numel for n in graph.nodes if (w := getattr(n.op, "weight", None)) is not None)
     if size * problem.clauses.c.element_size() > LARGEST_MIB * 2**20:
         return problem, start
@@ -40,7 +42,7 @@ def shrunk(problem: Problem, start: IncompleteResult) -> tuple[Problem, Incomple
             kept[source] = index
     if not kept:
         return problem, start
-    smaller = compact(graph, kept, LocalStore(problem.context.settings.block_mib))
+    smaller = compact(graph, kept, problem.context.make_store())
     boxes = {
         source: box if source not in kept else Interval(box.lower[:, kept[source]], box.upper[:, kept[source]])
         for source, box in root.boxes.items()

@@ -10,12 +10,14 @@ from torch import Tensor
 from complete_verifier.bab.domains import Domains
 
 
-def split(parents: Domains, columns: Tensor, first_id: int) -> Domains:
+def split(parents: Domains, columns: Tensor, first_id: int, block_ids: int | None = None, step: int = 1) -> Domains:
     """Split each parent at the neurons ``columns`` ``[D, L]`` (every one a splittable neuron of its parent).
 
     Returns 2^L blocks of children, each block holding one child of every parent in order, the "+" half first. New
     splits start at beta 0; slopes and bounds are inherited. A column of -1 splits nothing: such a parent comes back
     2^L times, for the caller to sort out.
+
+    Ids lie ``step`` apart within a block, which begins ``block_ids`` (None: all of a block's ids) after the one before.
     """
     count, levels = columns.shape
     blocks = 2**levels
@@ -26,8 +28,9 @@ def split(parents: Domains, columns: Tensor, first_id: int) -> Domains:
     for level in range(levels):
         bit = ((block >> (levels - 1 - level)) & 1).to(sign.dtype)
         sign, value = with_split(sign, value, columns[:, level].repeat(blocks), 1 - 2 * bit)
-    ids = torch.arange(first_id, first_id + blocks * count, device=columns.device)
-    return replace(children, id=ids, depth=children.depth + levels, sign=sign, value=value)
+    place = torch.arange(count, device=columns.device) * step + first_id
+    ids = (torch.arange(blocks, device=columns.device) * (block_ids or count * step)).unsqueeze(1) + place
+    return replace(children, id=ids.flatten(), depth=children.depth + levels, sign=sign, value=value)
 
 
 def with_split(sign: Tensor, value: Tensor, column: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:

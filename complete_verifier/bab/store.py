@@ -121,11 +121,24 @@ class DomainStore(Generic[B]):
         self._bring_up(level[count:].cpu(), slot[count:])
         return self._like.rebuild(rows)
 
-    def worst_margin(self) -> float:
-        """The least margin of all open domains (+inf when there are none, NaN if one of them is)."""
-        if self._count == 0:
-            return float("inf")
-        return float(torch.stack([level.keys.least_margin() for level in self._levels]).amin())
+    def peek(self, count: int) -> Keys:
+        """Keys of the domains that ``take(count)`` would return, in that order. They stay where they are."""
+        count = min(count, self._count)
+        parts = [level.keys.pick(level.keys.first(min(count, level.count))) for level in self._levels if level.count]
+        if count <= 0 or not parts:
+            return Keys.of(self._traversal, self._like.id[:0], self._like.id[:0])
+        keys = joined(parts)
+        return keys if len(parts) == 1 else keys.pick(in_order(keys)[:count])
+
+    def worst_margin(self, others: Tensor | None = None) -> float:
+        """The least margin of all open domains (+inf when there are none, NaN if one of them is).
+
+        ``others``: further margins that count as well. The device is waited for once.
+        """
+        margins = [level.keys.least_margin() for level in self._levels] if self._count else []
+        if others is not None and len(others):
+            margins.append(others.amin().to(torch.float64))
+        return float(torch.stack(margins).amin()) if margins else float("inf")
 
     def pieces(self) -> Iterator[tuple[B, Tensor]]:
         """All open domains with their margins ``[D]`` (float64), in host memory, some at a time and in no order.

@@ -71,4 +71,7 @@ def preactivation_bias(graph: Graph, source: int) -> Tensor | None:
     if not isinstance(node.op, LinearOperator):
         return None
     bias = node.op.bias_values()
-    return None if bias is None else bias.expand(node.shape).flatten()
+    if bias is None:
+        return None
+    mine = bias.expand(graph.local_shape(source))
+    return (mine if graph.spread is None else graph.spread.whole(source, mine, leading=0)).flatten()

@@ -157,6 +157,9 @@ def _spell_out(word: str) -> str:
             return fitting[0] + equals + value
         if fitting:
             raise ConfigError(f"{name}: ambiguous: could be {', '.join(fitting[:6])}")
+    spelled = "--" + name[2:].replace("-", "_")  # torchrun's users write both
+    if name.startswith("--") and spelled in _all_flags():
+        return spelled + equals + value
     near = get_close_matches(name, _all_flags(), n=1, cutoff=0.5)
     hint = f"perhaps {near[0]}?" if near else "abcrown --help lists all flags"
     raise ConfigError(f"{name}: unknown flag; {hint}")

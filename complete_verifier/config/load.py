@@ -109,9 +109,10 @@ def _run_options(line: CommandLine) -> RunOptions:
         fault = error.errors()[0]
         name = str(fault["loc"][0])
         raise ConfigError(f"{line.run[name].flag} {show(fault['input'])}: {fault['msg']}") from None
-    for name in ("world_size", "gpu_mem_gib"):
+    for name in ("world_size", "gpu_mem_gib", "undecided", "plan_json"):
         if name in line.run and not options.plan:
-            raise ConfigError(f"{line.run[name].flag}: describes the machine of a plan; add --plan, or --nproc to run")
+            what = "says how a plan is made" if name in ("undecided", "plan_json") else "describes the machine of a plan"
+            raise ConfigError(f"{line.run[name].flag}: {what}; add --plan, or --nproc to run")
     return options
 
 

@@ -55,7 +55,6 @@ _OLD_PASSES = tuple(
     for quote in ('"', "'")
 )
 _ONE_KIND = _steers("a run splits the input or neurons, not both")
-_RANKS = _refused("one process on one device so far")
 
 SUPPORT: Mapping[str, Support] = MappingProxyType(
     {
@@ -158,7 +157,7 @@ SUPPORT: Mapping[str, Support] = MappingProxyType(
         "bab.sort_domain_interval": _steers("the worst sub-problems always come first"),
         "bab.tree_traversal": _ACTS,
         "bab.hugetensor_allocator": _steers("the store allocates what it needs"),
-        "bab.domain_parallel": _RANKS,
+        "bab.domain_parallel": _ACTS,
         "bab.cut": _steers("cutting planes are not used; the search goes on without"),
         "bab.cut.topk_cuts_in_filter": _INERT,
         "bab.cut.batch_size_primal": _INERT,
@@ -211,20 +210,22 @@ SUPPORT: Mapping[str, Support] = MappingProxyType(
         "debug.save_minimal_config_omit_keys": _ACTS,
         # -- parallel ------------------------------------------------------------------------------------------
         "parallel": _ACTS,
-        "parallel.mode": _refused("one process on one device so far", "single", "auto"),
-        "parallel.rows": _refused("one process on one device so far", "auto", "replicate"),
-        "parallel.domains": _refused("one process on one device so far", "auto", "replicate"),
-        "parallel.mesh": _RANKS,
-        "parallel.tp_intermediate": _RANKS,
         # -- flags without a YAML key --------------------------------------------------------------------------
         "--stats_file": _ACTS,
-        "--plan": _refused("memory is not predicted yet"),
+        "--plan": _ACTS,
         "--world_size": _ACTS,
         "--gpu_mem_gib": _ACTS,
+        "--undecided": _ACTS,
+        "--plan_json": _ACTS,
         "--debug": _ACTS,
         "--quiet": _ACTS,
         "--print_config": _ACTS,
-        "--nproc": Support(Status.REFUSED, "one process on one device so far", (1,)),
+        "--nproc": _ACTS,
+        "--nnodes": _ACTS,
+        "--node_rank": _ACTS,
+        "--master_addr": _ACTS,
+        "--master_port": _ACTS,
+        "--max_restarts": _ACTS,
         "--checkpoint": _ACTS,
         "--resume": _ACTS,
     }

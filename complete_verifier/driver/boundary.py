@@ -10,7 +10,8 @@ from types import TracebackType
 from auto_LiRPA.errors import UserError, WorkerFailed
 
 OK, INTERNAL, BAD_INPUT, RANK_LOST = 0, 1, 2, 3
-_INTERRUPTED = 130  # Ctrl-C, as shells have it
+RESTARTED = (INTERNAL, RANK_LOST)  # ends after which ranks may be started anew
+INTERRUPTED = 130  # Ctrl-C, as shells have it
 
 
 class Boundary:
@@ -19,6 +20,7 @@ class Boundary:
     def __init__(self, debug: bool, tell: Callable[[str], None] | None = None) -> None:
         self.code = OK
         self.message: str | None = None
+        self.error: BaseException | None = None
         self._debug = debug
         self._tell = tell or _to_stderr
 
@@ -28,13 +30,14 @@ class Boundary:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
+        self.error = error
         if error is None:
             return False
         if isinstance(error, SystemExit):  # argparse after --help
             self.code = error.code if isinstance(error.code, int) else OK
             return True
         if isinstance(error, KeyboardInterrupt):
-            self._end(_INTERRUPTED, "interrupted")
+            self._end(INTERRUPTED, "interrupted")
             return True
         if not isinstance(error, Exception):
             return False

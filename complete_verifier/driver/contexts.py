@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+from auto_LiRPA.errors import ConfigError, RankUnreachable
 from auto_LiRPA.parallel.context import DistributedContext
+from auto_LiRPA.parallel.groups import Observer
 from complete_verifier.config import LoadedConfig
 from complete_verifier.driver.choices import choose_device
+from complete_verifier.driver.placing import Placing, placed
+from complete_verifier.driver.seat import Seat
 
 
-def make_context(loaded: LoadedConfig) -> tuple[DistributedContext, str | None]:
-    """One rank's context, and a line for the user where its device is not the default.
+def make_context(loaded: LoadedConfig, observer: Observer | None = None) -> tuple[DistributedContext, str | None]:
+    """One rank's context, and lines for the user where its device or placement was chosen for them.
+
+    Args:
+        observer: told of every collective.
 
     Raises:
         ConfigError: a device, a mode or a number of ranks that is not available.
+        RankUnreachable: the ranks did not meet.
     """
     device, note = choose_device(loaded)
-    return DistributedContext.from_env(loaded.config.parallel.settings(), device), note
+    placing = Placing(loaded, device, Seat.of_environment())
+    if observer is not None:
+        observer.at("meeting the other ranks")
+    try:
+        context = DistributedContext.from_env(placing.settings(), device, observer, placing.decide)
+    except ConfigError as error:
+        raise placed(loaded, error) from None
+    except RuntimeError as error:
+        if observer is None:
+            raise
+        raise RankUnreachable(f"the ranks did not meet: {str(error).splitlines()[0]}") from error
+    notes = [*([] if note is None else [note]), *placing.notes]
+    return context, "\n".join(notes) or None

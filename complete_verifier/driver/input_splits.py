@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import Tensor
 
+from auto_LiRPA.parallel.context import DistributedContext
+from auto_LiRPA.parallel.groups import Group
 from complete_verifier.attack.confirm import confirm
 from complete_verifier.attack.problems import Problems
 from complete_verifier.attack.search import find_counterexample
@@ -30,6 +32,8 @@ from complete_verifier.input_bab.settings import (
     InputBabSettings,
     ScoreSettings,
 )
+from complete_verifier.input_bab.team import attack_context, prepared
+from complete_verifier.problem import Problem
 from complete_verifier.spec.counterexample import Counterexample
 
 # What one attack within the search may take: of the time left, and seconds; the first one has a share only.
@@ -127,6 +131,7 @@ def input_bab_settings(config: Config) -> InputBabSettings:
         ),
         first_attack=order in ("after", "input_bab"),
         show_volume=split.show_progress,
+        synchronous=config.bab.force_synchronous,
     )
 
 
@@ -143,9 +148,10 @@ def _bound_method(config: Config) -> BoundMethod:
 def search_input(
     question: Question, start: IncompleteResult, config: Config, listener: Listener, on_progress: OnProgress
 ) -> tuple[InputBabResult, Counterexample | None]:
-    """The search, and the counterexample that ended it, if one did."""
+    """The search, and the counterexample that ended it, if one did: the same on all ranks."""
     settings = input_bab_settings(config)
-    attacker = _Attacker(question, config)
+    problem = prepared(question.problem)
+    attacker = _Attacker(question, problem, config, attack_context(problem.context, settings.synchronous))
     attacks = settings.check.enabled or settings.first_attack
 
     def progressed(progress: InputBabProgress) -> None:
@@ -154,22 +160,33 @@ def search_input(
         on_progress(progress)
 
     found = search_boxes(
-        question.problem,
+        problem,
         start,
         settings,
         progressed,
         attacker.try_point if attacks else None,
         attacker.try_boxes if attacks else None,
     )
-    return found, attacker.found
+    return found, _of_the_first(question.problem.context.world, attacker.found)
+
+
+def _of_the_first(world: Group, mine: Counterexample | None) -> Counterexample | None:
+    """The counterexample of the first rank that has one, for all."""
+    has = [row[0] > 0 for row in world.numbers([mine is not None])]
+    return world.same_object(mine, has.index(True)) if any(has) else None
 
 
 @dataclass(slots=True)
 class _Attacker:
-    """Looks for counterexamples in boxes of the search; the original network alone confirms them."""
+    """Looks for counterexamples in boxes of the search; the original network alone confirms them.
+
+    ``problem``: as it is searched. ``context``: of the ranks that attack the same boxes together.
+    """
 
     question: Question
+    problem: Problem
     config: Config
+    context: DistributedContext
     found: Counterexample | None = None
     _targets: Problems | None = field(default=None, repr=False)
 
@@ -178,7 +195,7 @@ class _Attacker:
         return self.found is not None
 
     def try_boxes(self, lower: Tensor, upper: Tensor, clause: Tensor, first: bool) -> bool:
-        problem = self.question.problem
+        problem = self.problem
         if self._targets is None:
             dtype, device = problem.clauses.c.dtype, problem.context.device
             self._targets = Problems.from_property(self.question.searched, problem.graph.input_shape, dtype, device)
@@ -193,6 +210,7 @@ class _Attacker:
             problem.context.device,
             lambda: until - time.monotonic(),
             self._targets.narrowed(lower, upper, clause),
+            self.context,
         )
         self.found = result.counterexample
         return self.found is not None

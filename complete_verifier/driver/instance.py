@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from auto_LiRPA.errors import OutOfTime
+from auto_LiRPA.errors import OutOfTime, RankUnreachable
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.numerics import full_precision
 from complete_verifier.attack.confirm import confirm
@@ -37,7 +37,7 @@ from complete_verifier.driver.choices import (
 )
 from complete_verifier.driver.input_splits import notes, resolved, search_input, splits_inputs
 from complete_verifier.driver.instances import Instance
-from complete_verifier.driver.interrupts import DeadlinePassed, Interrupts, Terminated
+from complete_verifier.driver.interrupts import DeadlinePassed, Interruption, Interrupts, Terminated
 from complete_verifier.driver.keeping import Keeping
 from complete_verifier.driver.mixed_integer import refined, solve_exactly
 from complete_verifier.driver.questions import FileReader, Question, Reader, may_violate
@@ -50,7 +50,7 @@ from complete_verifier.incomplete.stage import explained_out_of_memory, run_inco
 from complete_verifier.input_bab.settings import InputBabProgress, InputBabResult
 from complete_verifier.outcome import Outcome, Verdict
 from complete_verifier.problem import Clock
-from complete_verifier.reporting.report import InstanceReport, SearchUse
+from complete_verifier.reporting.report import InstanceReport, RankUse, SearchUse
 from complete_verifier.spec.counterexample import Counterexample, format_counterexample
 
 _LOG = logging.getLogger(__name__)
@@ -68,6 +68,10 @@ OnBounds = Callable[[Question, IncompleteResult], None]
 
 def _ignore_bounds(question: Question, result: IncompleteResult) -> None:
     """The listener to bounds that nobody needs to pass by hand."""
+
+
+def _ignore_events(event: object) -> None:
+    """The listener of ranks that say nothing."""
 
 
 def run_instance(
@@ -92,15 +96,28 @@ def run_instance(
         UserError: bad input, before any long work.
     """
     read = read or FileReader(instance.network, instance.specification, instance.config_dir)
+    if context.rank > 0:
+        listener = _ignore_events  # rank 0 speaks for all
     run = _Run(config, instance, replace(context, seconds_left=clock.left), clock, listener, read, on_bounds, keeping)
+    interrupts.last_words = run.last_words
     try:
         with interrupts.exposed(clock.left()), full_precision(), _deterministic(config.general.deterministic):
             run.outcome = run.decide()
-    except (DeadlinePassed, OutOfTime):
+    except OutOfTime:  # all ranks agreed on it
+        run.outcome = run.cut_short(Verdict.TIMEOUT, f"time limit {clock.timeout_s:g} s")
+    except DeadlinePassed:
+        run.interrupted = True
         run.outcome = run.cut_short(Verdict.TIMEOUT, f"time limit {clock.timeout_s:g} s")
     except Terminated:
+        run.interrupted = True
         run.outcome = run.cut_short(Verdict.UNKNOWN, "terminated by SIGTERM")
-    return run.report(run.outcome)
+    except RankUnreachable as error:
+        run.outcome = run.excused(interrupts.excuse(), error)
+    try:
+        return run.report(run.outcome)
+    except RankUnreachable as error:
+        run.outcome = run.excused(interrupts.excuse(), error)
+        return run.report(run.outcome)
 
 
 @dataclass(slots=True)
@@ -129,6 +146,8 @@ class _Run:
     text: str | None = None  # what the user's own saver wrote of it
     status: str = "unknown"
     outcome: Outcome | None = None
+    stuck: bool = False
+    interrupted: bool = False  # by the deadline or SIGTERM, at different places on different ranks
 
     def decide(self) -> Outcome:
         """All stages in order, until one settles it."""
@@ -177,6 +196,24 @@ class _Run:
             return Outcome(verdict=verdict, stopped_by=why)
         return self._confirmed(_UNSAFE.get(self.stage, "unsafe-pgd"))
 
+    def excused(self, reason: Interruption | None, error: RankUnreachable) -> Outcome:
+        """The outcome after a collective broke off: another rank met the deadline or SIGTERM a moment earlier.
+
+        Raises:
+            RankUnreachable: that is not why.
+        """
+        if reason is None:
+            raise error
+        self.interrupted = True
+        if isinstance(reason, Terminated):
+            return self.cut_short(Verdict.UNKNOWN, "terminated by SIGTERM")
+        return self.cut_short(Verdict.TIMEOUT, f"time limit {self.clock.timeout_s:g} s")
+
+    def last_words(self, verdict: Verdict, why: str) -> InstanceReport:
+        """What is to be written where the run is stuck in a collective or on its device; asks neither."""
+        self.stuck = True
+        return self.report(self.cut_short(verdict, why))
+
     def report(self, outcome: Outcome) -> InstanceReport:
         """Everything that is to be written about this run."""
         text = None
@@ -198,8 +235,22 @@ class _Run:
             row_bounds=self.row_bounds,
             search=self._search_use(),
             placement=placement(self.context),
-            ranks=(rank_use(self.context, None if self.question is None else self.question.store, self.resident),),
+            ranks=self._ranks(),
         )
+
+    def _ranks(self) -> tuple[RankUse, ...]:
+        """What every rank used; this one's alone where the run was cut short, when nobody can be asked any more."""
+        if self.stuck:
+            return ()
+        store = None if self.question is None else self.question.store
+        mine = rank_use(self.context, store, self.resident)
+        return (mine,) if self.interrupted else tuple(self.context.world.objects(mine))
+
+    def _first_found(self) -> bool:
+        """Make the first rank's counterexample everybody's; True if there is one. All ranks have to ask."""
+        every = self.context.world.objects(self.counterexample)
+        self.counterexample = next((found for found in every if found is not None), None)
+        return self.counterexample is not None
 
     # -- stages ---------------------------------------------------------------------------------------------------
     def _load(self) -> Question:
@@ -232,7 +283,7 @@ class _Run:
         if question.example is None or not may_violate(question, question.example):
             return False
         self.counterexample = confirm(question.judge, question.prop, question.example)
-        if self.counterexample is not None:
+        if self._first_found():
             self.listener(Note("the example itself violates the property: the network misclassifies it"))
         return self.counterexample is not None
 
@@ -244,14 +295,14 @@ class _Run:
             return False
         point = region.center()[clauses.region[free][0]]
         self.counterexample = confirm(question.judge, question.prop, point.double().cpu().numpy().reshape(-1))
-        return self.counterexample is not None
+        return self._first_found()
 
     def _users_attack(self, question: Question) -> bool:
         """The user's own attack in place of ours."""
         began = time.monotonic()
         with self._phase("attack"):
             self.counterexample = self._user(question).attacked(self.config)
-        confirmed = self.counterexample is not None
+            confirmed = self._first_found()
         self.listener(AttackEnded(confirmed, 0, 0, time.monotonic() - began))
         return confirmed
 
@@ -285,9 +336,10 @@ class _Run:
                 device,
                 lambda: self.clock.left() - limit,
                 targets,
+                problem.context,
             )
             self.counterexample = found.counterexample
-            confirmed = self.counterexample is not None
+            confirmed = self._first_found()
             seconds = time.monotonic() - began
             self.listener(AttackEnded(confirmed, found.attack.restarts, found.attack.steps, seconds))
         return confirmed
@@ -335,7 +387,7 @@ class _Run:
         if found is None:
             self.status = "unknown"
             return None
-        if self.counterexample is not None:
+        if self._first_found():
             return self._violated("unsafe-mip")
         if bool(found.proven.all()):
             self.status = "safe-mip"
@@ -395,7 +447,7 @@ class _Run:
                     resumed,
                 )
         self.progress = BabProgress(found.rounds, 0, found.domains_visited, found.worst_bound, found.seconds)
-        if self.counterexample is not None:
+        if self._first_found():
             return self._violated("unsafe-bab")
         if found.closed:
             self.status = "safe"
@@ -429,6 +481,7 @@ class _Run:
     def _phase(self, stage: Stage) -> Iterator[None]:
         """Tell that a stage begins, and add its seconds to those of the stage; a stage within does not count twice."""
         self.stage = stage
+        self.context.at(f"stage {stage}", patient=stage == "mip")
         self.listener(StageStarted(stage, self.clock.left()))
         before, began = sum(self.phases.values()), time.monotonic()
         try:

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from complete_verifier.outcome import Verdict
+from complete_verifier.reporting.report import InstanceReport
 
 # Stages end by themselves at the deadline and have better results then: the alarm comes a little later.
 ALARM_DELAY = 0.5
 # Timers of some systems take no more; nobody waits for that one.
 _LONGEST_ALARM = 1e8
+
+
+LastWords = Callable[[Verdict, str], InstanceReport]
 
 
 class Interruption(BaseException):
@@ -34,11 +40,15 @@ class Interrupts:
     """Turns SIGTERM and the alarm into exceptions, but only where a run is exposed to them.
 
     Elsewhere (while files are prepared and written) SIGTERM is remembered, and raised at the next exposure.
+    ``last_words``: the report of a run that is stuck in a stage, by verdict and reason; it asks nothing of that stage.
+    ``excuse``: says, after a collective broke off, whether another rank met one of the two a moment earlier.
     """
 
     def __init__(self) -> None:
         self.terminated = False
         self._exposed = False
+        self.excuse: Callable[[], Interruption | None] = _no_excuse
+        self.last_words: LastWords | None = None
 
     @contextmanager
     def installed(self) -> Iterator[Interrupts]:
@@ -83,6 +93,10 @@ class Interrupts:
         if self._exposed:
             self._exposed = False
             raise interruption
+
+
+def _no_excuse() -> Interruption | None:
+    return None
 
 
 def _in_main_thread() -> bool:

@@ -59,6 +59,8 @@ class Keeping:
         from complete_verifier.bab.checkpoint import Checkpoint, has_checkpoint
         from complete_verifier.bab.checkpoint_root import root_result
 
+        if problem.graph.spread is not None:
+            raise ConfigError("checkpoints: not with parallel.mode tp, where no rank has the whole network; use fsdp")
         wanted = self._fingerprint(problem)
         if self.resumed is not None:
             self.resumed.check(wanted)
@@ -88,8 +90,11 @@ class Keeping:
         return Fingerprint(network_digest(problem.graph), question_digest(problem), self.settings)
 
 
-def plan_keeping(loaded: LoadedConfig) -> Keeping | None:
+def plan_keeping(loaded: LoadedConfig, restarted: bool = False) -> Keeping | None:
     """What was asked for; None if neither checkpoints nor a search to go on with.
+
+    Args:
+        restarted: the ranks of this run were started anew, so a checkpoint that is there is the one to go on from.
 
     Raises:
         ConfigError: a folder cannot be used, or holds no (whole) checkpoint, or one of other settings.
@@ -103,6 +108,8 @@ def plan_keeping(loaded: LoadedConfig) -> Keeping | None:
     read, resumed = None if options.resume is None else Path(options.resume), None
     # one folder for both means: go on if there is something to go on from, else begin
     begin = read is not None and options.checkpoint is not None and _same(read, folder) and not has_checkpoint(read)
+    if restarted and has_checkpoint(folder):  # this command's own, written before a rank was lost
+        read, begin = folder, False
     if read is not None and not begin:
         resumed = Checkpoint.read(read)
         resumed.check_settings(settings)
@@ -148,7 +155,7 @@ def _prepare(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another rank may have been faster
     except OSError as error:
         why = error.strerror
         raise ConfigError(f"--checkpoint {folder}: cannot be written ({why}); name another folder") from error

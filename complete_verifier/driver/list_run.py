@@ -19,6 +19,7 @@ from complete_verifier.driver.boundary import BAD_INPUT, INTERNAL, OK
 from complete_verifier.driver.endings import State, exit_code, signals, without_verdict
 from complete_verifier.driver.instances import Instance
 from complete_verifier.driver.interrupts import Interrupts
+from complete_verifier.driver.launch import Layout
 from complete_verifier.driver.limits import timeout_seconds
 from complete_verifier.driver.tasks import Failure, Probe, RunInstance
 from complete_verifier.events import Note, SearchProgressed
@@ -225,10 +226,12 @@ class _Probe:
 
 def _shared(loaded: LoadedConfig, jobs: int) -> LoadedConfig:
     """The settings that all processes share. Threads that nobody asked for are shared out like the cores."""
+    layout = Layout.of(loaded)
+    ranks = 1 if layout is None else layout.nproc
     if jobs == 1 or loaded.config.parallel.threads != "auto":
         return loaded
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return loaded.with_values({"parallel.threads": max(1, cores // jobs)}, f"--jobs {jobs}")
+    return loaded.with_values({"parallel.threads": max(1, cores // (jobs * ranks))}, f"--jobs {jobs}")
 
 
 def _header(index: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -60,6 +60,20 @@ def read_network(
     if config.model.name is not None:
         module = build(config, hooks)
         return from_module(module, config, context, _shape(config, sample_shape), config.model.name)
+    return spread_over_ranks(_read_file(config, context, path), context)
+
+
+def spread_over_ranks(network: Network, context: DistributedContext) -> Network:
+    """With mode tp this rank's part of the network; else the network itself."""
+    if context.mode != "tp" or context.weights.size == 1:
+        return network
+    from auto_LiRPA.graph.tensor_parallel import local_store, tensor_parallel
+
+    store = local_store(context)
+    return replace(network, graph=tensor_parallel(network.graph, context, store), store=store)
+
+
+def _read_file(config: Config, context: DistributedContext, path: Path | None) -> Network:
     if path is None:
         raise ConfigError("no network is named: give model.onnx_path, or model.name with model.path")
     check_quirks(quirks_of(config), str(path))
@@ -106,14 +120,19 @@ def from_module(
     if config.model.onnx_vnnlib_joint_optimization_flags != "none":
         raise ConfigError("model.onnx_vnnlib_joint_optimization_flags: for ONNX files only; leave it out")
     dtype = element_type(config)
-    module = module.to(device=context.device, dtype=dtype).eval()
-    example = torch.zeros(1, *shape, device=context.device, dtype=dtype)
-    # a network that was read from a file already is its graph
-    known = module.source if isinstance(module, OnnxModule) else None
-    source = known or source_from_module(module, example, context.make_store)
+    shares = context.make_store().shares
+    # weights that are kept elsewhere must fit nowhere whole but in the host's memory
+    where = context.device if shares else torch.device("cpu")
+    module = module.to(device=where, dtype=dtype).eval()
+    example = torch.zeros(1, *shape, device=where, dtype=dtype)
+    if isinstance(module, OnnxModule):  # a network that was read from a file already is its graph
+        source = module.source_in(context.make_store)
+    else:
+        source = source_from_module(module, example, context.make_store)
     # the graph first: it is what fills the store
     graph = source.graph
-    return Network(graph, source.store, dtype, TorchNetwork(module, shape, name), module=module)
+    network = Network(graph, source.store, dtype, TorchNetwork(module, shape, name), module=module)
+    return spread_over_ranks(network, context)
 
 
 def _shape(config: Config, sample_shape: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -9,6 +9,8 @@ import time
 _INTERPRETER_SECONDS = 0.1
 # A process that became this program late (`exec` in a long-lived shell) is older than its work.
 _LONGEST_START = 20.0
+# `torchrun` imports and meets its like on other machines before it starts us.
+_LONGEST_LAUNCH = 120.0
 
 
 def process_start(entered: float) -> float:
@@ -18,17 +20,33 @@ def process_start(entered: float) -> float:
     it is ``entered``, the monotonic time of the first line of our code, less what an interpreter takes to get there.
     """
     now = time.monotonic()
-    age = _age()
+    age = _age("self")
     since_entry = now - entered
     if age is None or not since_entry <= age <= since_entry + _LONGEST_START:
         return entered - _INTERPRETER_SECONDS
     return now - age
 
 
-def _age() -> float | None:
-    """Seconds since the process was made; None if the system does not say."""
+def command_start(entered: float) -> float:
+    """The monotonic time at which the command started: this process, or the `torchrun` that started it.
+
+    Ranks that are started anew go on with the time that the first ones had. A parent that is much older is not taken
+    for the command: somebody's session that starts ranks from Python.
+    """
+    own = process_start(entered)
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return own
+    now, parent = time.monotonic(), _age(str(os.getppid()))
+    anew = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if parent is None or (not anew and parent > now - own + _LONGEST_LAUNCH):
+        return own
+    return min(own, now - parent)
+
+
+def _age(process: str) -> float | None:
+    """Seconds since a process was made; None if the system does not say."""
     try:
-        with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
+        with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
             # the second field is the command in parentheses, which may hold anything
             fields = file.read().rpartition(")")[2].split()
         ticks = int(fields[19])

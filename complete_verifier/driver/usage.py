@@ -43,6 +43,7 @@ def rank_use(context: DistributedContext, store: ParameterStore | None, resident
     else:
         allocated, reserved, process = largest, largest, largest
     counters = context.counters
+    counters.settle()
     return RankUse(
         rank=context.rank,
         device=str(device),
@@ -54,20 +55,20 @@ def rank_use(context: DistributedContext, store: ParameterStore | None, resident
         tiles=counters.tiles,
         live_blocks_max=counters.live_blocks_max,
         collectives={
-            kind: Collective(int(values[0]), values[1] / MIB, values[2])
-            for kind, values in counters.collectives.items()
+            kind: Collective(traffic.calls, traffic.bytes / MIB, traffic.seconds)
+            for kind, traffic in counters.collectives.items()
         },
     )
 
 
 def placement(context: DistributedContext) -> Placement:
-    """The parallel section as it acted: one rank holds everything."""
+    """The parallel section as it acted."""
     settings = context.settings
     return Placement(
         world_size=context.world_size,
-        mode="single" if settings.mode == "auto" else settings.mode,
-        rows="replicate" if settings.rows == "auto" else settings.rows,
-        domains="replicate" if settings.domains == "auto" else settings.domains,
+        mode=context.mode,
+        rows="shard" if context.rows.size > 1 else "replicate",
+        domains="shard" if context.domains.size > 1 else "replicate",
         tile_rows=settings.tile_rows,
         block_mib=settings.block_mib,
     )

@@ -1,4 +1,7 @@
-"""What the process of one instance of a list does: the single-instance road, its events and its report sent back."""
+"""What the process of one instance of a list does: the single-instance road, its events and its report sent back.
+
+With several ranks it launches them, and rank 0 sends; what went wrong in a rank it sends itself.
+"""
 
 from __future__ import annotations
 
@@ -6,40 +9,82 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# everything that a run needs is imported before the fork, once for all instances
 from complete_verifier.config import LoadedConfig
-from complete_verifier.driver.boundary import Boundary
+from complete_verifier.driver import instance as _instance  # noqa: F401
+from complete_verifier.driver import keeping as _keeping  # noqa: F401
+from complete_verifier.driver import same_input as _same_input  # noqa: F401
+from complete_verifier.driver.boundary import OK, Boundary
+from complete_verifier.driver.choices import choose_device
 from complete_verifier.driver.contexts import make_context
-from complete_verifier.driver.instance import run_instance
+from complete_verifier.driver.decision import Decision
 from complete_verifier.driver.instances import Instance
 from complete_verifier.driver.interrupts import Interrupts
-from complete_verifier.driver.tasks import Failure, Probe, RunInstance, Work
+from complete_verifier.driver.launch import Layout, launch
+from complete_verifier.driver.rank import Rank
+from complete_verifier.driver.seat import Seat
+from complete_verifier.driver.tasks import Failure, Probe, RunInstance
 from complete_verifier.events import Note
-from complete_verifier.problem import Clock
 from complete_verifier.sweep.messages import Send
 
 
 def work(shared: object, task: object, send: Send) -> None:
     """Do a task for the sweep; ``shared`` are its settings. Whatever goes wrong is sent as `Failure`."""
     assert isinstance(shared, LoadedConfig) and isinstance(task, Probe | RunInstance)
+    boundary = Boundary(shared.options.debug, tell=lambda message: None)
+    with boundary:
+        layout = Layout.of(shared)
+        match task:
+            case Probe():
+                _probe(shared, layout, send)
+            case RunInstance() if layout is None:
+                _decide(shared, task, send, None)
+            case RunInstance():
+                _launch(layout, shared, task, send)
+    if boundary.message is not None:
+        send(Failure(boundary.message, boundary.code))
+
+
+def _probe(loaded: LoadedConfig, layout: Layout | None, send: Send) -> None:
+    """Is there what the settings ask for? A mode of several ranks is looked at by these."""
+    _, note = make_context(loaded) if layout is None else choose_device(loaded)
+    if note is not None:
+        send(Note(note))
+
+
+def _decide(loaded: LoadedConfig, task: RunInstance, send: Send, rank: Rank | None) -> None:
+    instance = Instance(task.index, task.network, task.specification, config_dir=loaded.config_dir)
+    tell = send if rank is None or rank.speaks else _say_nothing
     interrupts = Interrupts()
-    with interrupts.installed(), _logs_sent(send, shared.options.debug):
-        boundary = Boundary(shared.options.debug, tell=lambda message: None)
+    with interrupts.installed(), _logs_sent(tell, loaded.options.debug):
+        Decision(
+            loaded,
+            instance,
+            interrupts,
+            task.started,
+            task.timeout_s,
+            tell,
+            lambda text: tell(Note(text)) if rank is not None else None,
+            rank,
+        ).made(tell, None, keeps=False)
+
+
+def _launch(layout: Layout, loaded: LoadedConfig, task: RunInstance, send: Send) -> None:
+    def run(seat: Seat) -> int:
+        rank = Rank(seat, task.started, quiet=True)
+        boundary = Boundary(loaded.options.debug, tell=lambda message: None)
         with boundary:
-            _do(shared, task, send, interrupts)
-        if boundary.message is not None:
-            send(Failure(boundary.message, boundary.code))
+            rank.begin(loaded.config.parallel.timeout_s, task.timeout_s)
+            _decide(loaded, task, send, rank)
+        return rank.end(boundary.code, boundary.message, boundary.error)
+
+    ended = launch(layout, run, task.started + task.timeout_s, loaded.options.max_restarts or 0, quiet=True)
+    if ended.code != OK:
+        send(Failure(ended.line or f"internal error: the ranks ended with code {ended.code}", ended.code))
 
 
-def _do(loaded: LoadedConfig, task: Work, send: Send, interrupts: Interrupts) -> None:
-    context, note = make_context(loaded)
-    match task:
-        case Probe():
-            if note is not None:
-                send(Note(note))
-        case RunInstance(index, network, specification, started, timeout_s):
-            instance = Instance(index, network, specification, config_dir=loaded.config_dir)
-            clock = Clock(started, timeout_s)
-            send(run_instance(loaded.config, instance, context, clock, send, interrupts))
+def _say_nothing(message: object) -> None:
+    """Rank 0 speaks for all."""
 
 
 class _Forward(logging.Handler):

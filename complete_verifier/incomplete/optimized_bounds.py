@@ -17,6 +17,7 @@ from auto_LiRPA.parallel.context import DistributedContext
 from complete_verifier.events import Listener, Note
 from complete_verifier.incomplete.first_bounds import finished, intersect_with_intervals
 from complete_verifier.incomplete.regions import pick, tightened
+from complete_verifier.incomplete.replicas import shared, sharers
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.incomplete.rows import RowBlock, row_blocks
 from complete_verifier.problem import Clauses, Problem
@@ -64,22 +65,26 @@ def optimized_bounds(
     """Better bounds for the clauses ``open_clauses`` (bool ``[K]``), and the most iterations that a block took.
 
     Args:
-        seconds_left: for this stage; when it is used up the best bounds so far count.
-        crown_seconds: what the CROWN pass over all regions took.
+        seconds_left: for this stage; when it is used up, on any rank, the best bounds so far count.
+        crown_seconds: what the CROWN pass over all regions took; the same on all ranks.
     """
+    world = problem.context.world
     concerned = len(torch.unique(problem.clauses.region[open_clauses])) / problem.region.center().shape[0]
-    plan = _plan(problem, start.intermediate, max_rows, seconds_left(), crown_seconds * concerned, on_event)
-    context = replace(problem.context, seconds_left=seconds_left)
+    left = world.smallest(seconds_left())
+    plan = _plan(problem, start.intermediate, max_rows, left, crown_seconds * concerned, on_event)
+    context = replace(sharers(problem.context), seconds_left=seconds_left)
+    late = False
     gathered = _Gathered(start.lower, start.intermediate, [])
     for block in row_blocks(problem.clauses, open_clauses, plan.max_rows, plan.max_regions):
-        if seconds_left() <= 0:
+        if world.some(late or seconds_left() <= 0):
             break
         try:
             _optimize(problem, context, plan, block, gathered, seconds_left)
         except OutOfTime:
-            break
+            late = True  # perhaps here alone
     slopes = _slopes_of_clauses(problem.clauses, gathered)
-    return finished(problem, gathered.lower, gathered.intermediate, slopes), gathered.iterations
+    found = finished(problem, gathered.lower, gathered.intermediate, slopes)
+    return shared(problem, found), int(world.largest(gathered.iterations))
 
 
 def _optimize(
@@ -116,8 +121,8 @@ def _optimize(
 def _joined_slopes(problem: Problem, context: DistributedContext, c: Tensor, found: AlphaResult) -> dict[int, Tensor]:
     """The final rows' slopes ``[B, S, P, u]`` per node, from the tiles' ``[B, height, P, u]``."""
     spec = spec_tiles(problem.graph, c, context, len(c))
-    nodes = found.slopes[0] if found.slopes else {}
-    return {node: spec.join([tile[node] for tile in found.slopes]) for node in nodes}
+    tiles = found.all_slopes(context, len(spec.tiles))
+    return {node: spec.join([tile[node] for tile in tiles]) for node in tiles[0]} if tiles else {}
 
 
 def _slopes_of_clauses(clauses: Clauses, gathered: _Gathered) -> dict[int, Tensor]:
@@ -187,4 +192,6 @@ def _slope_count(problem: Problem, intermediate: Intermediate, node: int) -> int
         spec = None if relaxation is None else relaxation.alpha
         if spec is not None:
             total += spec.initial.shape[1] * len(spec.index)
+    if problem.graph.spread is not None:  # each rank has slopes of its own neurons; all plan for the most
+        total = int(problem.context.weights.largest(total))
     return total

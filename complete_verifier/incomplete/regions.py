@@ -18,7 +18,7 @@ from auto_LiRPA.values import Interval
 def relax_all(graph: Graph, boxes: Boxes) -> Relaxations:
     """Relaxations of every nonlinear node over the given boxes."""
     return {
-        node.id: node.op.relax(*(boxes[i] for i in node.inputs))
+        node.id: graph.relax(node, boxes)
         for node in graph.nodes[1 : graph.output + 1]
         if isinstance(node.op, NonlinearOperator)
     }

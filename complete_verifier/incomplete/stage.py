@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -15,6 +16,7 @@ from complete_verifier.events import BoundsFound, Listener, ignore
 from complete_verifier.incomplete.first_bounds import first_bounds
 from complete_verifier.incomplete.optimized_bounds import optimized_bounds
 from complete_verifier.incomplete.regions import unstable_count
+from complete_verifier.incomplete.replicas import on_time, sharers
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.incomplete.settings import IncompleteSettings, Method
 from complete_verifier.problem import Problem
@@ -45,8 +47,9 @@ def run_incomplete(
     """
     began = time.monotonic()
     with torch.no_grad(), full_precision(), explained_out_of_memory(problem):
-        result = first_bounds(problem, settings, given)
-        seconds = time.monotonic() - began
+        own, world = replace(problem, context=sharers(problem.context)), problem.context.world
+        result = on_time(world, lambda: first_bounds(own, settings, given))
+        seconds = world.largest(time.monotonic() - began)
         on_event(_event(_NAMES.get(settings.method, settings.method), problem, result))
         if settings.method != "alpha-crown" or bool(result.proven.all()):
             return result
@@ -80,10 +83,11 @@ def explained_out_of_memory(problem: Problem) -> Iterator[None]:
 
 
 def _memory_line(problem: Problem) -> str:
-    rows = problem.context.settings.tile_rows
+    context = problem.context
+    rank = f" of rank {context.rank}" if context.world_size > 1 else ""
     return (
-        f"out of memory on {problem.context.device} while bounding; lower parallel.tile_rows (now {rows}) or"
-        " solver.build_batch_size"
+        f"out of memory on {context.device}{rank} while bounding; lower parallel.tile_rows (now"
+        f" {context.settings.tile_rows}) or solver.build_batch_size"
     )
 
 

@@ -17,6 +17,7 @@ from auto_LiRPA.bounds.interval import IntervalWalk
 from auto_LiRPA.bounds.optimize import optimize_rows
 from auto_LiRPA.bounds.settings import AlphaSettings
 from auto_LiRPA.operators.activation import Relu
+from auto_LiRPA.parallel.sharing import check_time_together
 from auto_LiRPA.values import Box, Interval, Region
 from complete_verifier.incomplete.regions import relax_all, trusted
 from complete_verifier.input_bab.clip import half_spaces, least_value
@@ -64,11 +65,19 @@ class Bounder:
     def __init__(self, problem: Problem, groups: Groups, settings: InputBabSettings) -> None:
         self.problem, self.groups, self.settings = problem, groups, settings
         self.graph = problem.graph
-        ragged = is_plain(problem.graph) and settings.bound_method in _RAGGED
+        spread = problem.context.mode == "tp" and problem.context.weights.size > 1
+        ragged = is_plain(problem.graph) and settings.bound_method in _RAGGED and not spread
         self._ragged = RaggedCrown(problem.graph) if ragged else None
         nodes = problem.graph.nodes
         sources = {n.inputs[0] for n in nodes[1 : problem.graph.output + 1] if isinstance(n.op, Relu)}
         self._phased = tuple(sorted(sources)) if ragged else ()
+
+    @property
+    def tile_height(self) -> int:
+        """Boxes bounded together."""
+        if self.groups.rhs.is_cuda:
+            return _TILE_CUDA
+        return _TILE if self._ragged is not None else _ENGINE_TILE
 
     @property
     def phases(self) -> int:
@@ -86,14 +95,10 @@ class Bounder:
         Raises:
             OutOfTime: the deadline passed.
         """
-        cuda = domains.lower.is_cuda
-        size = _TILE_CUDA if cuda else _TILE if self._ragged is not None else _ENGINE_TILE
-        parts = [
-            self._tile(domains.pick(index))
-            for index in torch.arange(len(domains), device=domains.id.device).split(size)
-        ]
-        if len(parts) == 1:
-            return parts[0]
+        if len(domains) <= self.tile_height:
+            return self._tile(domains)
+        tiles = torch.arange(len(domains), device=domains.id.device).split(self.tile_height)
+        parts = [self._tile(domains.pick(index)) for index in tiles]
         names = ("gap", "margin", "coef", "constant", "linear", "phase")
         return Bounded(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
 
@@ -123,9 +128,16 @@ class Bounder:
         real = self.groups.real[domains.group] & bounded.linear[:, None, None]
         return half_spaces(bounded.coef, bounded.constant, real, domains.lower, domains.upper)
 
+    # -- time: ranks that bound the same boxes stop at the same place -------------------------------------------------
+    def _check_time(self) -> None:
+        check_time_together(self.problem.context)
+
+    def _left(self) -> float:
+        return self.problem.context.world.smallest(self.problem.clock.left())
+
     # -- one tile --------------------------------------------------------------------------------------------------
     def _tile(self, domains: Domains) -> Bounded:
-        self.problem.context.check_time()
+        self._check_time()
         group = domains.group
         count, (g, r), m = len(domains), self.groups.shape, domains.lower.shape[1]
         rows = self.groups.c[group].flatten(1, 2)
@@ -240,7 +252,7 @@ class Bounder:
             middle, _ = forward_boxes(self.graph, region, self.problem.bounds, Given({}, seen))
             seen = dict(middle.boxes)
         tighten = self.settings.bound_method in ("crown", "alpha-crown")
-        return ragged.inner(region.interval(), self._least(domains), seen, tighten, self.problem.context.check_time)
+        return ragged.inner(region.interval(), self._least(domains), seen, tighten, self._check_time)
 
     def _least(self, domains: Domains) -> Least:
         center, radius = (domains.lower + domains.upper) / 2, (domains.upper - domains.lower) / 2
@@ -267,7 +279,7 @@ class Bounder:
         if self.settings.bound_method == "alpha-crown" and self.settings.alpha_iterations > 0:
             best = optimize_rows(
                 self.graph, start, region, middle.relaxations, self._alpha(),
-                proven=lambda found: self._all_refuted(domains, found), seconds_left=self.problem.clock.left,
+                proven=lambda found: self._all_refuted(domains, found), seconds_left=self._left,
             )  # fmt: skip
             slopes, lower = best.slopes, best.lower
         result = backward(self.graph, start, middle.relaxations, slopes)

@@ -43,6 +43,10 @@ class Domains:
         """All tensors in the order of the fields."""
         return tuple(getattr(self, item.name) for item in fields(self))
 
+    def rebuild(self, tensors: tuple[Tensor, ...]) -> Domains:
+        """Inverse of `tensors`."""
+        return Domains(*tensors)
+
     def worst(self) -> Tensor:
         """``[D]``: the least margin of any clause that is open; NaN counts as -inf."""
         known = torch.nan_to_num(self.margin, nan=-torch.inf)

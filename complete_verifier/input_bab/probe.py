@@ -12,10 +12,12 @@ from complete_verifier.input_bab.domains import Domains
 from complete_verifier.input_bab.groups import Groups
 
 
-def candidates(graph: Graph, groups: Groups, domains: Domains, bounded: Bounded, most: int) -> Tensor:
+def candidates(
+    graph: Graph, groups: Groups, domains: Domains, bounded: Bounded, most: int
+) -> tuple[Tensor, Tensor]:
     """Points ``[N, *in]``, N <= ``most``, that satisfy all rows of an open clause by the graph's own arithmetic.
 
-    The deepest come first.
+    The deepest come first; how deep they are, ``[N]``, is the largest row of their best clause.
     """
     center = domains.lower + (domains.upper - domains.lower) / 2
     rows = (groups.real[domains.group] & domains.open[..., None])[..., None]
@@ -25,7 +27,8 @@ def candidates(graph: Graph, groups: Groups, domains: Domains, bounded: Bounded,
     points = torch.cat([center, corner]).reshape(-1, *graph.input_shape)
     worst = violation(graph, groups, domains.group.repeat(2), domains.open.repeat(2, 1), points)
     found = (worst <= 0).nonzero().squeeze(-1)
-    return points[found[worst[found].argsort(stable=True)[:most]]]
+    best = found[worst[found].argsort(stable=True)[:most]]
+    return points[best], worst[best]
 
 
 def violation(graph: Graph, groups: Groups, group: Tensor, opened: Tensor, points: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ from auto_LiRPA.operators.activation import Relu
 from auto_LiRPA.operators.base import LinearOperator
 from auto_LiRPA.operators.elementwise import ElementwiseOperator
 from auto_LiRPA.operators.linear import Linear
+from auto_LiRPA.parallel.whole import whole
 from auto_LiRPA.values import Interval
+from complete_verifier.bab.lockstep import is_whole
 
 # Rows of one tile hold so many bytes of coefficients on the widest node: what the passes over them reread stays in a
 # core's own cache. On a GPU launches count, not the cache.
@@ -61,6 +63,7 @@ class RaggedCrown:
         self._settled = exact_nodes(graph)
         self._widest = max(node.size for node in graph.nodes)
         self._weights: dict[int, Tensor] = {}
+        self._picks_rows = is_whole(graph)
 
     def inner(
         self,
@@ -128,9 +131,9 @@ class RaggedCrown:
     def _start(self, node_id: int, neuron: Tensor, like: Tensor) -> tuple[int, Tensor, Tensor]:
         """Where a pass for single neurons starts: node, coefficients ``[M, *shape]``, constants ``[M]``."""
         node = self.graph.nodes[node_id]
-        if isinstance(node.op, Linear) and len(node.shape) == 1:
+        if isinstance(node.op, Linear) and len(node.shape) == 1 and self._picks_rows:
             if node_id not in self._weights:
-                self._weights[node_id] = torch.cat([block.data for block in node.op.weight.blocks()])
+                self._weights[node_id] = whole(node.op.weight)
             bias = like.new_zeros(len(neuron)) if node.op.bias is None else node.op.bias[neuron]
             return node.inputs[0], self._weights[node_id][neuron], bias
         coef = torch.nn.functional.one_hot(neuron, node.size).to(like.dtype).reshape(-1, *node.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,29 +14,32 @@ from torch import Tensor
 from auto_LiRPA.errors import OutOfTime
 from auto_LiRPA.parallel.numerics import full_precision
 from auto_LiRPA.values import Box
-from complete_verifier.incomplete.result import IncompleteResult, known_gap
-from complete_verifier.input_bab.bounding import Bounded, Bounder
-from complete_verifier.input_bab.choice import scored, tried
-from complete_verifier.input_bab.clip import clip
-from complete_verifier.input_bab.domains import Domains
+from complete_verifier.bab.oom import is_out_of_memory
+from complete_verifier.incomplete.result import IncompleteResult
+from complete_verifier.input_bab.agreement import Report, Status
+from complete_verifier.input_bab.bounding import Bounder
+from complete_verifier.input_bab.domains import Domains, concatenate
 from complete_verifier.input_bab.groups import MOST_CLAUSES, make_groups
-from complete_verifier.input_bab.probe import candidates
+from complete_verifier.input_bab.roots import root_domains
 from complete_verifier.input_bab.settings import InputBabProgress, InputBabResult, InputBabSettings, Leaf
 from complete_verifier.input_bab.split import cut
 from complete_verifier.input_bab.store import DomainStore
+from complete_verifier.input_bab.team import Team, own_passes, prepared
+from complete_verifier.input_bab.tile_work import Candidate, TileDone, TileWork
 from complete_verifier.problem import Problem
+from complete_verifier.together import first_rank
 
 # Shares of the time left, and seconds, that one round may be planned to take.
 _ROUND_SHARE = 0.1
 _LONGEST_ROUND_S = 2.0
 # A round of so few boxes is all overhead: it is not cut down for time. (Passes look at the clock tile by tile.)
 _LEAST_BATCH = 256
-# Dimensions that are ordered for cuts of several levels.
-_MOST_LEVELS = 10
 # Candidates offered in a round and in all, and the share of the search's time that attacks may take.
 _OFFERED_PER_ROUND, _OFFERED = 2, 40
 _ATTACK_SHARE = 0.1
 _FIRST_BOXES = 32  # the worst of the first round are attacked with more effort, if that is asked for
+# Tiles of a synchronous round: so many of a full one at least, each of so many boxes at least.
+_SYNCHRONOUS_TILES, _LEAST_TILE = 8, 32
 TIME_LIMIT = "time limit"
 
 OnProgress = Callable[[InputBabProgress], None]
@@ -47,7 +50,7 @@ OnBoxes = Callable[[Tensor, Tensor, Tensor, bool], bool]
 
 @dataclass(slots=True)
 class _State:
-    """Counters of one search."""
+    """Counters of one search: the same on all ranks, but for ``next_id``, ``memory_limit`` and ``leaves``."""
 
     started: float
     visited: int = 0
@@ -57,14 +60,27 @@ class _State:
     offered: int = 0
     attack_seconds: float = 0.0
     attacked_first: bool = False
+    elapsed: float = 0.0  # up to the last round's end
+    left: float = math.inf  # then, until the deadline
     batch: int = 0  # of the last round, and its seconds
     seconds: float = 0.0
     memory_limit: int | None = None  # boxes a round may take up since memory ran out
     leaves: list[Leaf] = field(default_factory=list)
 
 
-class _Confirmed(Exception):
-    """A counterexample was confirmed."""
+@dataclass(slots=True)
+class _Part:
+    """What this rank's part of a round came to."""
+
+    taken: int
+    next_id: int
+    owed: int = 0
+    done: list[TileDone] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
+    confirmed: bool = False
+    late: bool = False
+    full: bool = False
+    seconds: float = 0.0
 
 
 def search_boxes(
@@ -77,12 +93,17 @@ def search_boxes(
 ) -> InputBabResult:
     """Try to refute every clause that the incomplete stage left open, on ever smaller boxes.
 
+    All ranks of the problem's context call it together. Where ranks have boxes of their own (`Team.together` is False),
+    ``on_candidate`` and ``on_boxes`` are called by each rank with its own; else ``on_candidate`` is called by the first
+    rank alone, and ``on_boxes`` by all with the same boxes.
+
     Args:
         on_candidate: called with an input that violates a clause by the graph's arithmetic.
         on_boxes: called with the worst boxes, to attack them.
 
     Returns:
-        ``closed`` only if boxes on which the clauses are refuted cover everything. Any limit leaves it False.
+        ``closed`` only if boxes on which the clauses are refuted cover everything. Any limit leaves it False. The same
+        on all ranks, but for ``leaves``.
     """
     if bool(start.proven.all()):
         return InputBabResult(True, "nothing is open", 0, 0, math.inf, 0.0)
@@ -102,195 +123,226 @@ class _Search:
         on_candidate: OnCandidate | None,
         on_boxes: OnBoxes | None,
     ) -> None:
-        self.problem, self.start = problem, start
+        self.problem = prepared(problem)
         self.on_progress, self.on_candidate, self.on_boxes = on_progress, on_candidate, on_boxes
         region = problem.region
         assert isinstance(region, Box)
-        low, high = region.lower.flatten(1), region.upper.flatten(1)
-        if int((high > low).any(0).sum()) <= 1:  # nothing to choose
+        self.box = region.lower.flatten(1), region.upper.flatten(1)
+        if int((self.box[1] > self.box[0]).any(0).sum()) <= 1:  # nothing to choose
             settings = replace(settings, score=replace(settings.score, method="naive"))
         self.settings = settings
         complete = settings.clip.enabled and settings.clip.complete
         self.groups = make_groups(problem.clauses, ~start.proven, 1 if complete else MOST_CLAUSES)
-        self.bounder = Bounder(problem, self.groups, settings)
-        self.hint = self._hint(low)
-        self.box = (low, high)
-        self.state = _State(time.monotonic())
+        context = self.problem.context
+        bounding = replace(self.problem, context=own_passes(context))
+        self.bounder = Bounder(bounding, self.groups, settings)
+        self.roots = root_domains(self.bounder, start, self.box)
+        self.team = Team(context, settings.synchronous, self.roots)
+        self.hint = self._hint(self.box[0])
+        self.work = TileWork(self.bounder, settings, self.hint, 0 if on_candidate is None else _OFFERED_PER_ROUND)
+        self.state = _State(time.monotonic(), next_id=len(self.roots))
 
     def run(self) -> InputBabResult:
         """Rounds until nothing is open or a limit is reached."""
-        roots = self._roots()
-        self.state.next_id = len(roots)
-        store = DomainStore(roots, self.settings.traversal)
-        store.add(roots)
+        store = DomainStore(self.roots, self.settings.traversal)
+        store.add(self.team.mine(self.roots))
+        lengths = self.team.lengths(store)
         unbounded = not self.settings.reorder  # the roots have no order of dimensions yet
-        reason = ""
-        while len(store):
-            reason = self._limit(len(store))
+        self.state.left = self.team.world.smallest(self.problem.clock.left())
+        while sum(lengths):
+            reason = self._limit(sum(lengths))
             if reason:
-                break
-            taken = store.take(self._batch(len(store)))
-            try:
-                survivors = self._guarded_round(taken, unbounded)
-                if survivors is None:  # out of memory: the same again with a smaller batch
-                    store.add(taken)
-                    continue
-                unbounded = False
-                if len(survivors):
-                    store.add(survivors)
-                self.state.rounds += 1
-                self._attack(store)
-            except OutOfTime:
-                store.add(taken)
-                reason = TIME_LIMIT
-                break
-            except _Confirmed:
+                return self._result(False, reason, store)
+            lengths = self.team.level(store, lengths)
+            own, boxes = self.team.take(store, self._batch(sum(lengths) if self.settings.synchronous else len(store)))
+            part = self._attempt(own, boxes, unbounded)
+            status = self.team.status(self._told(store, part))
+            status.check(lengths)
+            lengths = self._settled(store, own, part, status)
+            if status.late:
+                return self._result(False, TIME_LIMIT, store)
+            if not status.counts:  # out of memory: the same again with a smaller batch
+                continue
+            unbounded = False
+            if status.confirmed or self._offered(part, status) or self._attacked(store, sum(lengths)):
                 return self._result(False, "counterexample", store)
-            self._report(store)
-        if reason or len(store):
-            return self._result(False, reason, store)
+            self._report(store, sum(lengths))
         if self.state.stuck:
             return self._result(False, f"{self.state.stuck} boxes too small to cut", store)
         return self._result(True, "all domains closed", store)
 
     # -- one round -------------------------------------------------------------------------------------------------
-    def _guarded_round(self, taken: Domains, roots: bool) -> Domains | None:
-        """The domains that stay open. None: there was not enough memory, and nothing has changed but the batch."""
-        before = replace(self.state, leaves=list(self.state.leaves)) if self.settings.record_leaves else None
-        visited, stuck, next_id = self.state.visited, self.state.stuck, self.state.next_id
-        try:
-            return self._round(taken, roots)
-        except (torch.OutOfMemoryError, MemoryError):
-            pass
-        except RuntimeError as error:
-            if "DefaultCPUAllocator" not in str(error):  # torch's allocator for the CPU has no exception of its own
-                raise
-        if len(taken) == 1:
-            raise MemoryError("one box does not fit into memory")
-        self.state.visited, self.state.stuck, self.state.next_id = visited, stuck, next_id
-        if before is not None:
-            self.state.leaves = before.leaves
-        self.state.memory_limit = max(1, len(taken) // 2)
-        return None
-
-    def _round(self, taken: Domains, roots: bool) -> Domains:
+    def _attempt(self, own: Domains, boxes: Domains, roots: bool) -> _Part:
+        """This rank's part of a round; neither time nor memory that ends is an exception: all ranks are told first."""
+        part = _Part(len(own), self.state.next_id)
         began = time.monotonic()
-        if self.settings.reorder:
-            survivors = self._bound(taken)
-            found = self._cut(survivors) if len(survivors) else survivors
-        else:
-            found = self._bound(taken if roots else self._cut(taken))
-        self.state.batch, self.state.seconds = len(taken), time.monotonic() - began
-        return found
+        try:
+            if len(boxes):
+                self._round(boxes, roots, part)
+        except OutOfTime:
+            part.late = True
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            part.full = True
+        part.seconds = time.monotonic() - began
+        return part
+
+    def _round(self, boxes: Domains, roots: bool, part: _Part) -> None:
+        if not (roots or self.settings.reorder):
+            boxes = self._cut(boxes)
+            part.next_id += len(boxes)
+        tiles = torch.arange(len(boxes), device=boxes.id.device).split(self._height())
+        shared = self.settings.synchronous
+        # another rank begins each round, so that queues grow alike
+        first = (self.team.index - self.state.rounds) % self.team.count if shared else 0
+        try_cuts = self.state.rounds < self.settings.score.bf_rounds
+        for index in tiles[first :: self.team.count] if shared else tiles:
+            part.done.append(self.work.run(boxes if len(tiles) == 1 else boxes.pick(index), try_cuts))
+        part.owed = len(boxes) if not shared or self.team.index == 0 else 0
+        part.candidates = sorted((c for done in part.done for c in done.candidates), key=lambda c: c.worst)
+        if not self.team.together:
+            part.confirmed = self._confirmed(part.candidates[:_OFFERED_PER_ROUND])
+
+    def _height(self) -> int:
+        """Boxes bounded together: where ranks share a round, from the settings alone, so few that all have some."""
+        height = self.bounder.tile_height
+        if self.settings.synchronous:
+            return min(height, max(_LEAST_TILE, 2 * self.settings.batch_size // _SYNCHRONOUS_TILES))
+        return height
 
     def _cut(self, parents: Domains) -> Domains:
+        """Children, with ids that no other rank gives."""
         levels = self._levels(parents)
         children = cut(parents, levels, self.settings.partitions, self.hint, self.state.next_id)
-        self.state.next_id += len(children)
-        return children
+        if self.settings.synchronous:  # all ranks make all of them
+            return children
+        return replace(children, id=children.id * self.team.count + self.team.index)
 
-    def _bound(self, domains: Domains) -> Domains:
-        """Bounds, proofs, clipping, candidates and the next cuts; returns what stays open."""
-        bounded = self.bounder.bound(domains)
-        self.state.visited += len(domains)
-        refuted = self.bounder.refuted(domains, bounded.gap, bounded.margin)
-        domains = self._close(replace(domains, margin=bounded.margin, phase=bounded.phase), refuted)
-        if self.settings.clip.enabled:
-            domains = self._clipped(domains, bounded)
-        keep = domains.open.any(1).nonzero().squeeze(-1)
-        if len(keep) == 0:
-            return domains.pick(keep)
-        domains = replace(domains, half=self.bounder.next_half(domains, bounded)).pick(keep)
-        bounded = Bounded(*(getattr(bounded, name)[keep] for name in Bounded.__slots__))
-        self._offer(domains, bounded)
-        order = self._choose(domains, bounded)
-        cuttable = (order >= 0).any(1)
-        self.state.stuck += int((~cuttable).sum())
-        return replace(domains, order=order).pick(cuttable.nonzero().squeeze(-1))
+    def _told(self, store: DomainStore, part: _Part) -> Report:
+        """This rank's part in numbers."""
+        usable = not (part.late or part.full)
+        found = part.done if usable else []
+        worst = [float(done.open.worst().amin()) for done in found if len(done.open)]
+        return Report(
+            open=len(store),
+            taken=part.taken,
+            left=sum(len(done.open) for done in found),
+            owed=part.owed,
+            visited=sum(done.visited for done in found),
+            stuck=sum(done.stuck for done in found),
+            candidates=len(part.candidates) if usable else 0,
+            worst=min([store.worst(), *worst]),
+            seconds=part.seconds,
+            elapsed=time.monotonic() - self.state.started,
+            attack_seconds=self.state.attack_seconds,
+            time_left=self.problem.clock.left(),
+            confirmed=part.confirmed,
+            late=part.late,
+            full=part.full,
+        )
 
-    def _clipped(self, domains: Domains, bounded: Bounded) -> Domains:
-        half = self.bounder.half_of_rows(domains, bounded)
-        clipped, empty = clip(domains, half, self.settings.clip.iterations)
-        # the leaf is the box before it was clipped: that is where the clause is refuted
-        closed = self._close(domains, empty & self.groups.real[domains.group].any(-1))
-        return replace(closed, lower=clipped.lower, upper=clipped.upper)
+    def _settled(self, store: DomainStore, own: Domains, part: _Part, status: Status) -> tuple[int, ...]:
+        """Take the round in, or undo this rank's part of it; the lengths of all queues then."""
+        state = self.state
+        state.elapsed, state.left = status.elapsed, status.time_left
+        if status.hopeless or (status.full_somewhere and self.settings.synchronous):
+            raise MemoryError("a round of boxes does not fit into memory")
+        if status.late or status.full:
+            store.add(own)
+            if status.full:
+                state.memory_limit = max(1, len(own) // 2)
+            left = None
+        else:
+            state.next_id = part.next_id
+            state.leaves += [leaf for done in part.done for leaf in done.leaves]
+            left = concatenate([done.open for done in part.done] or [self.roots.pick(self.roots.id[:0])])
+        state.visited += status.visited
+        state.stuck += status.stuck
+        state.batch, state.seconds = status.taken, status.seconds
+        state.rounds += status.counts
+        if left is None or not self.settings.reorder:
+            if left is not None and len(left):
+                store.add(left)
+            return self.team.lengths(store) if self.settings.reorder and not status.late else status.lengths
+        return self._cut_at_the_end(store, left)
 
-    def _close(self, domains: Domains, refuted: Tensor) -> Domains:
-        """Refuted clauses are no longer open."""
-        if self.settings.record_leaves:
-            clause = self.groups.clause[domains.group]
-            for d, g in (domains.open & refuted).nonzero().tolist():
-                self.state.leaves.append(Leaf(int(clause[d, g]), domains.lower[d], domains.upper[d]))
-        return replace(domains, open=domains.open & ~refuted)
-
-    def _choose(self, domains: Domains, bounded: Bounded) -> Tensor:
-        settings = self.settings.score
-        most = min(_MOST_LEVELS, domains.lower.shape[1])
-        order = scored(domains, bounded, self.groups, settings, most)
-        if settings.method == "brute-force" and self.state.rounds < settings.bf_rounds:
-            bound = self._try
-            order = tried(domains, order, settings, bound, self.settings.partitions, self.hint)
-        return order
-
-    def _try(self, children: Domains) -> Tensor:
-        return self.bounder.bound(children).margin
+    def _cut_at_the_end(self, store: DomainStore, left: Domains) -> tuple[int, ...]:
+        """What `reorder` does last: the open boxes are cut, and their children stored."""
+        if self.settings.synchronous:
+            left = self.team.all_of(left)
+        if len(left):
+            children = self._cut(left)
+            self.state.next_id += len(children)
+            store.add(self.team.mine(children) if self.settings.synchronous else children)
+        return self.team.lengths(store)
 
     # -- counterexamples -------------------------------------------------------------------------------------------
-    def _offer(self, domains: Domains, bounded: Bounded) -> None:
-        """Offer points that violate a clause by the graph's own arithmetic."""
-        if self.on_candidate is None or self.state.offered >= _OFFERED:
-            return
-        points = candidates(self.problem.graph, self.groups, domains, bounded, _OFFERED_PER_ROUND)
-        for point in points.cpu().numpy():
-            self.state.offered += 1
-            if self.on_candidate(point):
-                raise _Confirmed
+    def _offered(self, part: _Part, status: Status) -> bool:
+        """Offer the deepest points of all ranks that violate a clause, where ranks decide together."""
+        if not self.team.together or status.candidates == 0:
+            return False
+        mine = part.candidates[:_OFFERED_PER_ROUND]
+        every = [c for found in self.team.queues.objects(mine) for c in found]
+        # the same order for every number of ranks: ties by the numbers themselves
+        every.sort(key=lambda c: (c.worst, c.x.tobytes()))
+        return self._confirmed(every[:_OFFERED_PER_ROUND])
 
-    def _attack(self, store: DomainStore) -> None:
-        """Attack the worst boxes and the newest one, as often as the share of time allows."""
-        if self.on_boxes is None or len(store) == 0:
-            return
-        check = self.settings.check
-        first = self.settings.first_attack and not self.state.attacked_first
-        elapsed = time.monotonic() - self.state.started
-        due = check.enabled and self.state.visited >= check.from_visited and check.boxes > 0
-        if not first and (not due or self.state.attack_seconds > _ATTACK_SHARE * elapsed):
-            return
+    def _confirmed(self, candidates: Sequence[Candidate]) -> bool:
+        for candidate in candidates:
+            if self.on_candidate is None or self.state.offered >= _OFFERED:
+                return False
+            self.state.offered += 1
+            if self._accepts(candidate.x):
+                return True
+        return False
+
+    def _accepts(self, x: np.ndarray) -> bool:
+        assert self.on_candidate is not None
+        if not self.team.together:
+            return self.on_candidate(x)
+        on_candidate = self.on_candidate
+        return first_rank(self.team.world, lambda: on_candidate(x))
+
+    def _attacked(self, store: DomainStore, total: int) -> bool:
+        """Attack the worst boxes and the newest one, as often as the share of time allows; True: it is over."""
+        if self.on_boxes is None or total == 0:
+            return False
+        check, state = self.settings.check, self.state
+        first = self.settings.first_attack and not state.attacked_first
+        due = check.enabled and state.visited >= check.from_visited and check.boxes > 0
+        if self.settings.synchronous:  # by rounds: the first, second, fourth, ...
+            spent = state.rounds & (state.rounds - 1) != 0
+        else:
+            spent = state.attack_seconds > _ATTACK_SHARE * state.elapsed
+        if not first and (not due or spent):
+            return False
         began = time.monotonic()
-        worst, newest = store.look(max(check.boxes, _FIRST_BOXES) if first else check.boxes), store.newest()
-        boxes = Domains(*(torch.cat(pair) for pair in zip(worst.tensors(), newest.tensors(), strict=True)))
+        confirmed = self._attack(store, max(check.boxes, _FIRST_BOXES) if first else check.boxes, total, first)
+        state.attacked_first = True
+        mine = (confirmed, time.monotonic() - began, -self.problem.clock.left())
+        rows = self.team.world.numbers(mine)
+        state.attack_seconds += max(row[1] for row in rows)
+        state.left = -max(row[2] for row in rows)
+        return any(row[0] > 0 for row in rows)
+
+    def _attack(self, store: DomainStore, count: int, total: int, first: bool) -> bool:
+        team = self.team
+        if not team.synchronous and len(store) == 0:
+            return False
+        worst = team.look(store, min(count, total))
+        newest = store.newest() if len(store) else worst.pick(worst.id[:0])
+        if team.synchronous:
+            newest = team.all_of(newest)
+            newest = newest.pick(newest.id.argmax().unsqueeze(0))
+        boxes = concatenate([worst, newest])
         domain, position = boxes.open.nonzero(as_tuple=True)
         clause = self.groups.clause[boxes.group][domain, position]
         region = self.bounder.region(boxes.pick(domain))
-        self.state.attacked_first = True
-        confirmed = self.on_boxes(region.lower, region.upper, clause, first)
-        self.state.attack_seconds += time.monotonic() - began
-        if confirmed:
-            raise _Confirmed
+        assert self.on_boxes is not None
+        return self.on_boxes(region.lower, region.upper, clause, first)
 
-    # -- beginnings, sizes and ends --------------------------------------------------------------------------------
-    def _roots(self) -> Domains:
-        groups, device = self.groups, self.groups.region.device
-        count, (g, _) = len(groups), groups.shape
-        clause = groups.clause.clamp_min(0)
-        known = known_gap(self.problem.clauses.margin(self.start.lower)[clause])
-        low, high = (side[groups.region] for side in self.box)
-        inputs = low.shape[1]
-        half = low.new_zeros(count, self.bounder.half_spaces, inputs + 1)
-        half[..., -1] = -1  # 0 . x - 1 <= 0: everything
-        return Domains(
-            id=torch.arange(count, device=device),
-            group=torch.arange(count, device=device),
-            depth=torch.zeros(count, dtype=torch.int64, device=device),
-            lower=low,
-            upper=high,
-            open=groups.clause >= 0,
-            margin=torch.where(groups.clause >= 0, known, torch.inf).reshape(count, g),
-            order=torch.full((count, min(_MOST_LEVELS, inputs)), -1, dtype=torch.int16, device=device),
-            phase=torch.zeros(count, self.bounder.phases, dtype=torch.int8, device=device),
-            half=half,
-        )
-
+    # -- sizes and ends --------------------------------------------------------------------------------------------
     def _hint(self, like: Tensor) -> Tensor | None:
         hint = self.settings.hint
         if not hint:
@@ -309,17 +361,19 @@ class _Search:
     def _batch(self, open_domains: int) -> int:
         """Boxes of the next round: the batch size, cut down so that a round fits the time left."""
         batch = self.settings.batch_size * (2 if self.settings.reorder else 1)
+        if self.settings.synchronous:
+            return min(batch, open_domains)
         if self.state.memory_limit is not None:
             batch = min(batch, self.state.memory_limit)
         if self.state.batch:
-            planned = min(_ROUND_SHARE * max(self.problem.clock.left(), 0.1), _LONGEST_ROUND_S)
+            planned = min(_ROUND_SHARE * max(self.state.left, 0.1), _LONGEST_ROUND_S)
             growth = min(max(planned / max(self.state.seconds, 1e-6), 0.25), 4.0)
             batch = min(batch, max(_LEAST_BATCH, int(self.state.batch * growth)))
         return min(batch, open_domains)
 
     def _limit(self, open_domains: int) -> str:
         """Why the search has to stop now; empty if it may go on."""
-        if self.problem.clock.left() <= 0:
+        if self.state.left <= 0:
             return TIME_LIMIT
         if 0 <= self.settings.max_iterations <= self.state.rounds:
             return f"round limit {self.settings.max_iterations}"
@@ -327,18 +381,13 @@ class _Search:
             return f"domain limit {self.settings.max_domains:.0f}"
         return ""
 
-    def _report(self, store: DomainStore) -> None:
+    def _report(self, store: DomainStore, total: int) -> None:
+        worst = self.team.queues.smallest(store.worst())
+        volume = self._closed_volume(store) if self.settings.show_volume else None
         if self.on_progress is not None:
-            self.on_progress(
-                InputBabProgress(
-                    self.state.rounds,
-                    len(store),
-                    self.state.visited,
-                    store.worst(),
-                    time.monotonic() - self.state.started,
-                    self._closed_volume(store) if self.settings.show_volume else None,
-                )
-            )
+            state = self.state
+            seconds = time.monotonic() - state.started
+            self.on_progress(InputBabProgress(state.rounds, total, state.visited, worst, seconds, volume))
 
     def _closed_volume(self, store: DomainStore) -> float:
         """Share of all groups' boxes that is not open any more (dimensions of width 0 do not count)."""
@@ -346,15 +395,11 @@ class _Search:
         widths = (self.box[1] - self.box[0]).double()[self.groups.region]
         mine = widths[opened.group]
         share = torch.where(mine > 0, (opened.upper - opened.lower).double() / mine.clamp_min(1e-300), 1.0).prod(1)
-        return 1.0 - math.fsum(share.tolist()) / len(self.groups)
+        rows = self.team.queues.numbers([math.fsum(share.tolist())])
+        return 1.0 - math.fsum(row[0] for row in rows) / len(self.groups)
 
     def _result(self, closed: bool, reason: str, store: DomainStore) -> InputBabResult:
-        return InputBabResult(
-            closed,
-            reason,
-            self.state.visited,
-            self.state.rounds,
-            store.worst(),
-            time.monotonic() - self.state.started,
-            tuple(self.state.leaves),
-        )
+        state = self.state
+        worst = self.team.queues.smallest(store.worst())
+        seconds = self.team.world.largest(time.monotonic() - state.started)
+        return InputBabResult(closed, reason, state.visited, state.rounds, worst, seconds, tuple(state.leaves))

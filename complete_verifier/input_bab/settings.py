@@ -72,6 +72,7 @@ class InputBabSettings:
     check: CheckSettings = CheckSettings()
     first_attack: bool = False  # attack the boxes of the first round (``attack.input_split``)
     show_volume: bool = False  # tell which share of the volume is closed
+    synchronous: bool = False  # the same tree for every number of ranks: nothing is sized or stopped by time or memory
     record_leaves: bool = False
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from complete_verifier.bab.tiers.keys import Keys, Traversal
 from complete_verifier.input_bab.domains import Domains
-
-Traversal = Literal["worst_first", "depth_first", "breadth_first"]
 
 
 class DomainStore:
@@ -25,8 +22,8 @@ class DomainStore:
     def __len__(self) -> int:
         return self._count
 
-    def add(self, domains: Domains) -> None:
-        """Store domains."""
+    def add(self, domains: Domains, worst: Tensor | None = None) -> None:
+        """Store domains. ``worst``: their own, as it is asked for where domains move between ranks."""
         while self._count + len(domains) > len(self._used):
             self._grow(max(1024, len(domains)))
         slots = (~self._used).nonzero().squeeze(-1)[: len(domains)]
@@ -59,6 +56,11 @@ class DomainStore:
         if self._traversal == "breadth_first":
             return slots[:count]
         return slots[self._worst[slots].argsort(stable=True)[:count]]
+
+    def peek(self, count: int) -> Keys:
+        """The keys of the first ``count`` (or all), first one first."""
+        slots = self.first(count)
+        return Keys.of(self._traversal, self._slots[0][slots], self._worst[slots])
 
     def newest(self) -> Domains:
         """The domain that was made last."""

@@ -14,6 +14,7 @@ from auto_LiRPA.graph.ir import Graph, Node
 from auto_LiRPA.operators.base import LinearOperator
 from auto_LiRPA.operators.linear import Linear
 from auto_LiRPA.parallel.store import LocalStore
+from auto_LiRPA.parallel.whole import whole
 from complete_verifier.mip.program import Floats
 
 if TYPE_CHECKING:
@@ -32,7 +33,10 @@ class LinearMap:
 
 
 class LinearMaps:
-    """The matrices of a graph's linear nodes, each made once, in float64 on the CPU."""
+    """The matrices of a graph's linear nodes, each made once, in float64 on the CPU.
+
+    Ranks that share weights make theirs together.
+    """
 
     def __init__(self, graph: Graph, check_time: Callable[[], None]) -> None:
         self.graph = _in_double(graph)
@@ -51,7 +55,7 @@ class LinearMaps:
         shapes = [self.graph.nodes[i].shape for i in node.inputs]
         with torch.no_grad():
             if isinstance(op, Linear) and len(shapes[0]) == 1:
-                matrices = [_sparse(torch.cat([block.data for block in op.weight.blocks()]))]
+                matrices = [_sparse(whole(op.weight))]
             else:
                 matrices = [self._applied(op, shapes, position, node.size) for position in range(len(shapes))]
             zeros = [torch.zeros(1, *shape, dtype=torch.float64) for shape in shapes]
@@ -84,7 +88,7 @@ def _in_double(graph: Graph) -> Graph:
     def double(tensor: Tensor) -> Tensor:
         return tensor.detach().cpu().double() if tensor.is_floating_point() else tensor.cpu()
 
-    return graph.mapped(double, lambda w: store.place(double(torch.cat([b.data for b in w.blocks()]))))
+    return graph.mapped(double, lambda w: store.place(whole(w, torch.float64, torch.device("cpu"))))
 
 
 def _sparse(matrix: Tensor) -> csr_array:

@@ -74,6 +74,19 @@ class Quiet(Display):
         return None
 
 
+class Mute(Display):
+    """Says nothing: rank 0 speaks for all."""
+
+    def line(self, text: str) -> None:
+        return None
+
+    def event(self, event: Event) -> None:
+        return None
+
+    def begin(self, name: str, started: float, timeout_s: float) -> None:
+        return None
+
+
 class Plain(Display):
     """Lines one after the other, those of a search at growing intervals."""
 

@@ -27,7 +27,7 @@ LAYERS: dict[str, tuple[frozenset[str], ...]] = {
         frozenset({"events"}),
         frozenset({"spec", "config"}),
         frozenset({"attack", "incomplete", "branching", "datasets", "models"}),
-        frozenset({"bab", "input_bab", "mip", "compat"}),
+        frozenset({"bab", "bab_parallel", "input_bab", "mip", "compat"}),
         frozenset({"reporting"}),
         frozenset({"sweep", "report"}),
         frozenset({"driver", "vnncomp"}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import complete_verifier.bab.search as searching
+import complete_verifier.bab.expansion as expanding
 from auto_LiRPA.errors import ConfigError, ContractError, OutOfTime
 from complete_verifier.bab.domains import Domains
+from complete_verifier.bab.expansion import Expanded, Expander, Share
 from complete_verifier.bab.ledger import Ledger
 from complete_verifier.bab.relu_bounding import ReluBounder
 from complete_verifier.bab.search import search
@@ -31,7 +32,7 @@ def levels(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Levels of each round; every split of every round is checked on the way."""
     seen: list[int] = []
 
-    def checked(parents: Domains, columns: Tensor, first_id: int) -> Domains:
+    def checked(parents: Domains, columns: Tensor, *ids: int) -> Domains:
         some = columns >= 0
         assert bool((some.all(1) | ~some.any(1)).all()), "a leaf is not split, all others at every level"
         assert bool((parents.sign.gather(1, columns.clamp_min(0)) == 0)[some].all()), "split already"
@@ -39,9 +40,9 @@ def levels(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         ordered = torch.where(some, columns, columns_of_leaves).sort(1).values
         assert bool((ordered[:, 1:] != ordered[:, :-1]).all()), "the same neuron twice"
         seen.append(columns.shape[1])
-        return split(parents, columns, first_id)
+        return split(parents, columns, *ids)
 
-    monkeypatch.setattr(searching, "split", checked)
+    monkeypatch.setattr(expanding, "split", checked)
     yield seen
 
 
@@ -127,7 +128,7 @@ def test_candidates_that_are_not_confirmed_leave_the_answer_open() -> None:
 
 
 def test_a_lost_domain_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ledger refuses a tree in which a child is missing, as a broken split would leave it."""
+    """Queues are counted every round: a store that loses a child is found out then."""
     case = hard("mlp", holds=True)
 
     def careless(self: DomainStore[Domains], domains: Domains, margin: Tensor) -> None:
@@ -137,6 +138,22 @@ def test_a_lost_domain_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     add = DomainStore.add
 
     monkeypatch.setattr(DomainStore, "add", careless)
+    with pytest.raises(ContractError, match="lost or doubled"):
+        decide(case.problem, FAST)
+
+
+def test_a_child_that_nobody_counted_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger refuses a tree in which a child is missing, as a broken split would leave it."""
+    case = hard("mlp", holds=True)
+    sorted_out = Expander.sorted_out
+
+    def careless(self: Expander, parts: Sequence[Expanded]) -> Share:
+        share = sorted_out(self, parts)
+        if share.left is not None and len(share.left) > 1:
+            share.left = share.left.pick(torch.arange(1, len(share.left)))
+        return share
+
+    monkeypatch.setattr(Expander, "sorted_out", careless)
     with pytest.raises(ContractError, match="do not cover"):
         decide(case.problem, FAST)
 

@@ -15,6 +15,7 @@ from auto_LiRPA.operators.base import Operator
 from auto_LiRPA.operators.conv import Conv
 from auto_LiRPA.operators.linear import Linear
 from auto_LiRPA.operators.piecewise import Abs, Clip, Sign
+from auto_LiRPA.operators.placed import PlacedAffine
 from auto_LiRPA.operators.pooling import AveragePool, MaxPool
 from auto_LiRPA.operators.reduce import ReduceMean, ReduceSum
 from auto_LiRPA.operators.shape import Concat, Cut, Expand, PadConstant, Reshape, Select, Transpose
@@ -70,6 +71,12 @@ def _linear(d: Dice) -> Case:
     rows, columns = d.pick(1, 7), d.pick(1, 6)
     lead = (d.pick(1, 3),) if d.pick(0, 1) else ()
     return Case(Linear(d.weight(rows, columns), d.maybe(d.normal(rows))), ((*lead, columns),))
+
+
+def _placed(d: Dice) -> Case:
+    shape = tuple(d.pick(1, 6) for _ in range(d.pick(1, 3)))
+    scale, shift = (d.weight(*shape) if d.pick(0, 1) else None for _ in range(2))
+    return Case(PlacedAffine(scale, shift), (shape,))
 
 
 def _conv(axes: int, groups: int) -> Callable[[Dice], Case]:
@@ -219,6 +226,7 @@ CASES: dict[str, Callable[[Dice], Case]] = {
     "ReduceSum": _reduce(ReduceSum),
     "ReduceMean": _reduce(ReduceMean),
     "Affine": _affine,
+    "PlacedAffine": _placed,
     "Add": _two(Add()),
     "Sub": _two(Sub()),
     "Reshape": _reshape,

@@ -20,6 +20,7 @@ from auto_LiRPA.bounds.domains.walk import Kernels, walk_down, walk_up
 from auto_LiRPA.values import Region
 
 SecondsLeft = Callable[[], float]
+Agree = Callable[[bool], bool]  # this rank wants to stop -> all ranks that share its weights do
 LEAST_TO_PRUNE = 16  # a smaller batch is not worth rearranging
 
 
@@ -47,9 +48,16 @@ class AscentSettings:
 
 
 def optimize_eagerly(
-    schedule: Schedule, batch: Batch, settings: AscentSettings, seconds_left: SecondsLeft | None = None
+    schedule: Schedule,
+    batch: Batch,
+    settings: AscentSettings,
+    seconds_left: SecondsLeft | None = None,
+    agree: Agree = bool,
 ) -> Bounded:
-    """Best bounds of a batch of domains, operation by operation."""
+    """Best bounds of a batch of domains, operation by operation.
+
+    ``agree``: whether all ranks that fetch the same weights want to end early; each of them makes as many iterations.
+    """
     kernels, mix = EagerKernels(batch, learns=True), MixState(batch)
     full = len(batch)
     result = Bounded(batch.mix.new_full((full,), -torch.inf), batch.value.clone(), batch.mix.clone(), 0)
@@ -74,11 +82,10 @@ def optimize_eagerly(
         if settings.ends_early and done % settings.look_every == 0:
             some, closed_count = torch.stack([improved.any(), closed.sum()]).tolist()
             stale = 0 if some else stale + settings.look_every
-            if closed_count == len(batch) or stale > settings.patience:
+            late = seconds_left is not None and seconds_left() <= 0
+            if agree(late or closed_count == len(batch) or stale > settings.patience):
                 break
-            if seconds_left is not None and seconds_left() <= 0:
-                break
-            if closed_count > settings.prune_above * len(batch) and len(batch) > LEAST_TO_PRUNE:
+            if len(batch) > closed_count > settings.prune_above * len(batch) and len(batch) > LEAST_TO_PRUNE:
                 _write(result, place, lower, kernels, mix)
                 rest = (~closed).nonzero().squeeze(-1)
                 place = rest if place is None else place[rest]

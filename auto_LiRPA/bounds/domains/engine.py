@@ -1,4 +1,8 @@
-"""The door to bounds of domains: fused kernels in captured CUDA graphs where there are some, else plain operations."""
+"""The door to bounds of domains: fused kernels where there are some, else plain operations.
+
+Fused kernels run in captured CUDA graphs. Where a step fetches weights or speaks to other ranks it cannot be captured:
+then the same kernels run one by one, and give the same bits.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import torch
 from torch import Tensor
 
 from auto_LiRPA.bounds.domains.ascent import (
+    Agree,
     AscentSettings,
     bound_eagerly,
     columns_eagerly,
@@ -54,13 +59,18 @@ class DomainEngine:
         self._schedule, self._settings, self._graphs = schedule, settings, graphs
         self._fused: dict[Shape, FusedDomains] = {}
         self._pool: Any = None
+        graph = schedule.graph
+        self._captured = graph.spread is None and all(weight.capturable for weight in graph.weights)
 
-    def optimize(self, batch: Batch, seconds_left: Callable[[], float] | None = None) -> Bounded:
-        """Best bounds over alpha, beta and row weights."""
+    def optimize(self, batch: Batch, seconds_left: Callable[[], float] | None = None, agree: Agree = bool) -> Bounded:
+        """Best bounds over alpha, beta and row weights.
+
+        ``agree``: whether all ranks that fetch the same weights want to end early.
+        """
         fused = self._fused_for(batch)
         if fused is not None:
-            return fused.optimize(batch, seconds_left)
-        return optimize_eagerly(self._schedule, batch, self._settings, seconds_left)
+            return fused.optimize(batch, seconds_left, agree)
+        return optimize_eagerly(self._schedule, batch, self._settings, seconds_left, agree)
 
     def bound(self, batch: Batch) -> Tensor:
         """Bounds ``[D]`` by one pass."""
@@ -85,7 +95,7 @@ class DomainEngine:
         rows = next((size for size in SIZES if size >= len(batch)), len(batch))
         shape = Shape(rows, batch.lower.shape[0] != 1, batch.region.lower.shape[0] != 1)
         if shape not in self._fused:
-            if self._pool is None:
+            if self._pool is None and self._captured:
                 self._pool = torch.cuda.graph_pool_handle()
             self._fused[shape] = FusedDomains(self._schedule, batch, self._settings, shape, self._pool)
         return self._fused[shape]

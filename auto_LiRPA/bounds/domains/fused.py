@@ -1,4 +1,4 @@
-"""Domains on a GPU: fused ReLU steps on buffers that stay where they are, run as captured CUDA graphs.
+"""Domains on a GPU: fused ReLU steps on buffers that stay where they are, run as captured CUDA graphs where possible.
 
 A batch is copied into buffers of a fixed number of rows (rows beyond it keep what was there; rows are independent).
 One iteration is one graph: the step's number and its rates are read from the device, so that it can be replayed.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from auto_LiRPA.bounds.ascent import BETA1, BETA2, EPSILON
-from auto_LiRPA.bounds.domains.ascent import AscentSettings
+from auto_LiRPA.bounds.domains.ascent import Agree, AscentSettings
 from auto_LiRPA.bounds.domains.batch import Batch, Bounded
 from auto_LiRPA.bounds.domains.row_mix import LR_MIX, MixState, mixed_row
 from auto_LiRPA.bounds.domains.schedule import ReluStep, Schedule
@@ -36,7 +36,10 @@ class Shape:
 
 
 class FusedDomains:
-    """Buffers for one `Shape`, the kernels on them, and the graphs captured so far."""
+    """Buffers for one `Shape`, the kernels on them, and the graphs captured so far.
+
+    ``pool``: memory that all graphs share; None: nothing is captured, the kernels run as they are called.
+    """
 
     def __init__(self, schedule: Schedule, like: Batch, settings: AscentSettings, shape: Shape, pool: Any) -> None:
         self._schedule, self._settings, self.shape, self._pool = schedule, settings, shape, pool
@@ -178,8 +181,8 @@ class FusedDomains:
         self._pass(None, track=False)
 
     # -- what is called ------------------------------------------------------------------------------------------------
-    def optimize(self, batch: Batch, seconds_left: Callable[[], float] | None) -> Bounded:
-        """Best bounds over alpha, beta and row weights."""
+    def optimize(self, batch: Batch, seconds_left: Callable[[], float] | None, agree: Agree = bool) -> Bounded:
+        """Best bounds over alpha, beta and row weights; `optimize_eagerly` says what ``agree`` is."""
         self._load(batch)
         settings, count = self._settings, len(batch)
         done = 0
@@ -190,7 +193,8 @@ class FusedDomains:
                 active = self._active[:count].any()
                 stale = done - 1 - self._improved[:count].amax()
                 still, since = torch.stack([active.to(stale.dtype), stale]).tolist()
-                if not still or since > settings.patience or (seconds_left is not None and seconds_left() <= 0):
+                late = seconds_left is not None and seconds_left() <= 0
+                if agree(late or not still or since > settings.patience):
                     break
         self._step.fill_(settings.iterations - 1)
         self._run("finish", self._finish)
@@ -237,7 +241,10 @@ class FusedDomains:
         self._step.zero_()
 
     def _run(self, name: str, body: Callable[[], None]) -> None:
-        """Replay a step; capture it first if this is its first time."""
+        """Replay a step; capture it first if this is its first time. Or run it as it is, where nothing is captured."""
+        if self._pool is None:
+            body()
+            return
         graph = self._graphs.get(name)
         if graph is None:
             self._graphs[name] = graph = self._capture(body)

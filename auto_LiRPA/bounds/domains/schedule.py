@@ -10,6 +10,7 @@ from torch import Tensor
 
 from auto_LiRPA.bounds.columns import Layout
 from auto_LiRPA.graph.ir import Graph, Node
+from auto_LiRPA.graph.placements import Spread
 from auto_LiRPA.operators.activation import Relu
 from auto_LiRPA.operators.base import LinearOperator
 from auto_LiRPA.operators.conv import Conv
@@ -47,7 +48,7 @@ class Schedule:
 
     ``alone``: nodes whose value only one other node reads. ``counted``: nodes whose constant term a ReLU step adds.
     ``before_relu``: nodes that some ReLU depends on, or that are one. ``last_use``: for each node the last one of
-    ``up`` that reads it.
+    ``up`` that reads it. ``spread``: where nodes have this rank's neurons only, how they are spread.
     """
 
     graph: Graph
@@ -59,6 +60,7 @@ class Schedule:
     before_relu: frozenset[int]
     last_use: Mapping[int, int]
     width: int
+    spread: Spread | None = None
 
 
 def is_relu_network(graph: Graph) -> bool:

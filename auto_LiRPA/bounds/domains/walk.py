@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from auto_LiRPA.bounds.domains.schedule import ReluStep, Schedule
@@ -32,25 +33,30 @@ def walk_down(
     ``saved`` receives the coefficients ``[D, n]`` that arrive at each ReLU's output. None: the input is not reached.
     """
     pending: dict[int, Tensor] = {schedule.graph.output: coef}
+    spread = schedule.spread
+    partial = bias if spread is None else torch.zeros_like(bias)  # of neurons that only this rank has
     for node in schedule.down:
         arrived = pending.pop(node.id, None)
         if arrived is None:
             continue
         step = schedule.relus.get(node.id)
+        constant = bias if spread is None or not spread.sums(node.id) else partial
         if step is not None:
             flat = arrived.flatten(1)
             if saved is not None:
                 saved[node.id] = flat
-            pulled: tuple[Tensor, ...] = (kernels.down(step, flat, bias).reshape(arrived.shape),)
+            pulled: tuple[Tensor, ...] = (kernels.down(step, flat, constant).reshape(arrived.shape),)
         else:
             assert isinstance(node.op, LinearOperator)
             if node.id not in schedule.counted:
                 dot = node.op.bias_dot(arrived)
                 if dot is not None:
-                    bias.add_(dot)
+                    constant.add_(dot)
             pulled = node.op.transpose(arrived)
         for source, part in zip(node.inputs, pulled, strict=True):
             pending[source] = pending[source] + part if source in pending else part
+    if spread is not None:
+        bias.add_(spread.ranks.total(partial))
     return pending.get(0)
 
 

@@ -1,0 +1,250 @@
+"""The two pieces of device memory that fetched blocks pass through: one is multiplied while the next one arrives.
+
+All stores of a process share them, so that no more than two fetched blocks are ever alive. Which fetches are made, and
+in which order, follows from the calls alone: ranks that make the same calls make the same fetches.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from auto_LiRPA.parallel.counters import Counters
+from auto_LiRPA.parallel.store import Block, Weight
+
+MOST_ALIVE = 2
+_NAN = 0xFF  # a number whose bytes are all 255 is no number in every floating-point type
+
+
+@dataclass(frozen=True, slots=True)
+class Part(ABC):
+    """One block that lies elsewhere: rows ``start:stop``, needed on ``device``.
+
+    ``bytes``: of the buffer that `fetch` fills; the block, and maybe padding behind it.
+    """
+
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    bytes: int
+
+    @property
+    def together(self) -> bool:
+        """Whether a fetch is a collective, which all ranks that share the weight have to make."""
+        return False
+
+    @abstractmethod
+    def fetch(self, buffer: Tensor) -> None:
+        """Fill ``bytes`` bytes of device memory, on a GPU in the current stream."""
+
+
+class FetchedWeight(Weight):
+    """A weight whose blocks pass through buffers. Gradients never reach what they were copied from."""
+
+    def __init__(
+        self, shape: tuple[int, ...], parts: Sequence[Part], buffers: BlockBuffers, counters: Counters, prefetch: bool
+    ) -> None:
+        self.shape = shape
+        self.dtype, self.device = parts[0].dtype, parts[0].device
+        self._parts, self._buffers = tuple(parts), buffers
+        self._counters, self._prefetch = counters, prefetch
+        buffers.announce(parts)
+
+    def blocks(self) -> Iterator[Block]:
+        """As `Weight.blocks`. Where weights are sharded each block is a collective of those that share them."""
+        return self._buffers.blocks(self._parts, self._counters, self._prefetch)
+
+    def blocks_where(self, needed: Callable[[int, int], bool]) -> Iterator[Block]:
+        """As `Weight.blocks_where`."""
+        if any(part.together for part in self._parts):
+            return super().blocks_where(needed)
+        parts = [part for part in self._parts if needed(part.start, part.stop)]
+        return self._buffers.blocks(parts, self._counters, self._prefetch)
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """A piece of memory. ``holds``: the fetch whose block is in it; ``used``: somebody multiplies by it."""
+
+    holds: object | None = None
+    used: bool = False
+    memory: Tensor | None = None
+    ready: torch.cuda.Event | None = None  # the fetch is done
+    free: torch.cuda.Event | None = None  # what read the last block is done
+    released: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """The first block of the weight that is expected next."""
+
+    part: Part
+    slot: _Slot
+    token: object
+
+
+@dataclass(slots=True, eq=False)
+class BlockBuffers:
+    """Two slots. ``debug``: a block that is given back is overwritten with NaN, so that its late use shows.
+
+    On a GPU fetches run in a stream of their own. It waits for what reads a slot before that is filled again, and who
+    takes a block waits for its fetch; the host waits for neither.
+    """
+
+    debug: bool = False
+    _slots: list[_Slot] = field(default_factory=lambda: [_Slot() for _ in range(MOST_ALIVE)])
+    _side: torch.cuda.Stream | None = None
+    _stale_side: bool = True  # the side stream has not yet waited for the weights' own memory to be filled
+    _largest: int = 0
+    _clock: int = 0
+    _after: dict[int, Part] = field(default_factory=dict)  # the last time this one (by id) was in use, that one came
+    _last: Part | None = None
+    _ahead: _Ahead | None = None
+
+    def announce(self, parts: Sequence[Part]) -> None:
+        """These blocks will be asked for: memory is made for the largest of all, once."""
+        self._largest = max([self._largest, *(part.bytes for part in parts)])
+        self._stale_side = True
+        self._drop_ahead()
+        self._after.clear()  # holds nothing of weights that are gone
+        self._last = None
+
+    def blocks(self, parts: Sequence[Part], counters: Counters, prefetch: bool) -> Iterator[Block]:
+        """The blocks in order. While one is in use the next one is fetched, where a slot is free.
+
+        An iterator that is given up half-way gives its slots back and fetches nothing more.
+
+        Raises:
+            RuntimeError: two other blocks are in use, so this one would be the third.
+        """
+        coming = self._expected(parts[0]) if parts else None
+        slot: _Slot | None = None
+        try:
+            for i, part in enumerate(parts):
+                if coming is None or coming[0].holds is not coming[1]:
+                    # nothing was fetched ahead, or somebody else needed the slot
+                    found = self._free_slot(evict=True)
+                    if found is None:
+                        raise RuntimeError("a third block was asked for while two are in use")
+                    coming = self._fetch(found, part, counters)
+                slot = self._take(coming[0])
+                coming = None
+                if prefetch and i + 1 < len(parts):
+                    ahead = self._free_slot(evict=False)
+                    coming = None if ahead is None else self._fetch(ahead, parts[i + 1], counters)
+                elif prefetch:
+                    self._look_ahead(part, counters)
+                yield Block(part.start, part.stop, _as_block(slot, part))
+                self._give_back(slot)
+                slot = None
+        finally:
+            if slot is not None:
+                self._give_back(slot)
+            if coming is not None and coming[0].holds is coming[1]:
+                coming[0].holds = None
+
+    # -- the next weight -----------------------------------------------------------------------------------------------
+    def _expected(self, first: Part) -> tuple[_Slot, object] | None:
+        """What was fetched ahead, if it is the block that is asked for now."""
+        if self._last is not None:
+            self._after[id(self._last)] = first
+        ahead = self._ahead
+        if ahead is None or ahead.part is not first or ahead.slot.holds is not ahead.token:
+            self._drop_ahead()
+            return None
+        self._ahead = None
+        return ahead.slot, ahead.token
+
+    def _look_ahead(self, part: Part, counters: Counters) -> None:
+        """While a weight's last block is in use: fetch the block that came after it the last time.
+
+        Passes ask for the same weights in the same order again and again; a wrong guess costs one fetch. All ranks
+        that make the same calls guess alike.
+        """
+        self._last = part
+        expected = self._after.get(id(part))
+        if expected is None or expected.device.type != "cuda":
+            return
+        slot = self._free_slot(evict=False)
+        if slot is not None:
+            self._ahead = _Ahead(expected, *self._fetch(slot, expected, counters))
+
+    def _drop_ahead(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.slot.holds is ahead.token:
+            ahead.slot.holds = None
+
+    # -- slots -------------------------------------------------------------------------------------------------------
+    def _free_slot(self, evict: bool) -> _Slot | None:
+        """The slot that was given back longest ago; with ``evict`` also one that is only fetched ahead."""
+        free = [slot for slot in self._slots if slot.holds is None]
+        if not free and evict:
+            free = [slot for slot in self._slots if not slot.used]
+        return min(free, key=lambda slot: slot.released, default=None)
+
+    def _fetch(self, slot: _Slot, part: Part, counters: Counters) -> tuple[_Slot, object]:
+        """Start filling a slot -> the slot and the token by which it is recognised."""
+        memory = self._memory(slot, part)
+        token = object()
+        slot.holds = token
+        alive = sum(s.holds is not None for s in self._slots)
+        counters.live_blocks_max = max(counters.live_blocks_max, alive)
+        if part.device.type != "cuda":
+            part.fetch(memory)
+            return slot, token
+        side = self._side_stream(part.device)
+        if slot.free is not None:
+            side.wait_event(slot.free)
+        with torch.cuda.stream(side):
+            part.fetch(memory)
+            slot.ready = side.record_event()
+        return slot, token
+
+    def _memory(self, slot: _Slot, part: Part) -> Tensor:
+        """``part.bytes`` bytes of the slot's memory, made or enlarged if need be."""
+        memory = slot.memory
+        if memory is None or memory.numel() < part.bytes or memory.device != part.device:
+            if slot.ready is not None:  # an abandoned fetch may still be writing to what is freed here
+                torch.cuda.current_stream(part.device).wait_event(slot.ready)
+            slot.memory = None
+            size = max(part.bytes, self._largest)
+            slot.memory = memory = torch.empty(size, dtype=torch.uint8, device=part.device)
+            if part.device.type == "cuda":  # whoever had this memory before may still be reading it
+                slot.free = torch.cuda.current_stream(part.device).record_event()
+        return memory[: part.bytes]
+
+    def _side_stream(self, device: torch.device) -> torch.cuda.Stream:
+        if self._side is None or self._side.device != device:
+            self._side, self._stale_side = torch.cuda.Stream(device), True
+        if self._stale_side:
+            self._side.wait_stream(torch.cuda.current_stream(device))
+            self._stale_side = False
+        return self._side
+
+    def _take(self, slot: _Slot) -> _Slot:
+        slot.used = True
+        if slot.ready is not None:
+            assert slot.memory is not None
+            torch.cuda.current_stream(slot.memory.device).wait_event(slot.ready)
+        return slot
+
+    def _give_back(self, slot: _Slot) -> None:
+        self._clock += 1
+        slot.holds, slot.used, slot.released = None, False, self._clock
+        assert slot.memory is not None
+        if self.debug:
+            slot.memory.fill_(_NAN)
+        if slot.memory.is_cuda:
+            slot.free = torch.cuda.current_stream(slot.memory.device).record_event()
+
+
+def _as_block(slot: _Slot, part: Part) -> Tensor:
+    assert slot.memory is not None
+    size = int(torch.Size(part.shape).numel()) * part.dtype.itemsize
+    return slot.memory[:size].view(part.dtype).view(part.shape)

@@ -1,0 +1,200 @@
+"""What every measurement does alike (DESIGN 6): warm-up, repeats, peaks, traffic, digests; rank 0 writes the figures.
+
+One mode per process. Results are dropped between repeats. Peak: `max_memory_allocated` after a reset; reserved:
+`max_memory_reserved`; process: what the driver counts on the GPU, the CUDA context included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from auto_LiRPA.parallel.context import DistributedContext
+from auto_LiRPA.parallel.settings import ParallelSettings
+
+MIB = 2**20
+Figures = dict[str, Any]
+MODES = ("single", "offload", "fsdp", "rows", "fsdp+rows", "offload+rows", "tp", "tp-ibp")
+
+
+def settings_of(
+    mode: str, tile: int | str = "auto", block_mib: float = 16.0, prefetch: bool = True
+) -> ParallelSettings:
+    """The `parallel:` section that a mode's name stands for."""
+    weights, _, rows = mode.partition("+")
+    where: Any = {"rows": "single", "tp-ibp": "tp"}.get(weights, weights)
+    return ParallelSettings(
+        mode=where,
+        rows="shard" if "rows" in (weights, rows) else "replicate",
+        domains="replicate",
+        tile_rows=tile if tile == "auto" else int(tile),
+        block_mib=block_mib,
+        prefetch=prefetch,
+        tp_intermediate="ibp" if mode == "tp-ibp" else "exact",
+        timeout_s=120,
+    )
+
+
+def join(settings: ParallelSettings) -> DistributedContext:
+    """This process's context, on its GPU if there is one; CUDA and cuBLAS exist afterwards."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    context = DistributedContext.from_env(settings, "cuda" if torch.cuda.is_available() else "cpu")
+    if context.device.type == "cuda":
+        torch.zeros(8, 8, device=context.device) @ torch.zeros(8, 8, device=context.device)
+        torch.cuda.synchronize()
+    return context
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Options of every script."""
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--block-mib", type=float, default=16.0)
+    parser.add_argument("--no-prefetch", action="store_true")
+    parser.add_argument("--out", type=Path, default=None, help="figures are appended to this file, one JSON a line")
+
+
+def measure(context: DistributedContext, run: Callable[[], Any], repeats: int, warmup: int) -> Figures:
+    """Times, peaks and traffic of ``run``, this rank's own."""
+    resident_built = _allocated(context)
+    for _ in range(warmup):
+        run()
+    wait(context)
+    release(context)
+    resident = _allocated(context)
+    if context.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(context.device)
+    before = traffic(context)
+    times = []
+    for _ in range(max(1, repeats)):
+        context.world.barrier()
+        wait(context)
+        began = time.perf_counter()
+        result = run()
+        wait(context)
+        times.append(time.perf_counter() - began)
+        del result
+    after = traffic(context)
+    seconds = sorted(times)[len(times) // 2]
+    moved: Figures = {}
+    for kind, (calls, size, busy) in after.items():
+        old = before.get(kind, (0, 0, 0.0))
+        moved[kind] = {
+            "calls": (calls - old[0]) / len(times),
+            "mib": round((size - old[1]) / len(times) / MIB, 2),
+            "ms": round(1e3 * (busy - old[2]) / len(times), 2),
+        }
+    busy_ms = sum(one["ms"] for one in moved.values())
+    figures: Figures = {
+        "ms": round(1e3 * seconds, 2),
+        "all_ms": [round(1e3 * t, 2) for t in times],
+        "traffic": moved,
+        "traffic_mib": round(sum(one["mib"] for one in moved.values()), 1),
+        "traffic_share": round(busy_ms / (1e3 * sum(times) / len(times)), 3),
+        "live_blocks_max": context.counters.live_blocks_max,
+        "resident_built_mib": resident_built,
+        "resident_mib": resident,
+    }
+    if context.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(context.device)
+        figures["peak_mib"] = round(torch.cuda.max_memory_allocated(context.device) / MIB, 1)
+        figures["reserved_mib"] = round(torch.cuda.max_memory_reserved(context.device) / MIB, 1)
+        figures["process_mib"] = round((total - free) / MIB, 1)
+        release(context)
+        figures["resident_after_mib"] = _allocated(context)
+    return figures
+
+
+def traffic(context: DistributedContext) -> dict[str, tuple[int, int, float]]:
+    """Calls, bytes and seconds by kind so far; waits for the GPU."""
+    context.counters.settle()
+    return {kind: (one.calls, one.bytes, one.seconds) for kind, one in context.counters.collectives.items()}
+
+
+def wait(context: DistributedContext) -> None:
+    """Until the GPU is done."""
+    if context.device.type == "cuda":
+        torch.cuda.synchronize(context.device)
+
+
+def release(context: DistributedContext) -> None:
+    """Give cached memory back."""
+    if context.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _allocated(context: DistributedContext) -> float | None:
+    return round(torch.cuda.memory_allocated(context.device) / MIB, 1) if context.device.type == "cuda" else None
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """The first 16 letters of the SHA-256 of the tensors' bytes: equal digests mean equal bits."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def storage_bytes(found: object) -> int:
+    """Bytes of all storages that tensors below ``found`` use, each storage once."""
+    sizes: dict[int, int] = {}
+    seen: set[int] = set()
+    pending = [found]
+    while pending:
+        one = pending.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, Tensor):
+            sizes[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
+        elif isinstance(one, dict):
+            pending += one.values()
+        elif isinstance(one, list | tuple | set):
+            pending += one
+        elif hasattr(one, "__slots__") or hasattr(one, "__dict__"):
+            names = [name for kind in type(one).__mro__ for name in getattr(kind, "__slots__", ())]
+            pending += [getattr(one, name, None) for name in [*names, *getattr(one, "__dict__", {})]]
+    return sum(sizes.values())
+
+
+def tell(context: DistributedContext, head: Figures, mine: Figures, out: Path | None) -> Figures | None:
+    """Rank 0 prints and appends ``head`` with every rank's figures; the slowest rank's time counts. Others: None."""
+    every = context.world.objects(mine)
+    if context.rank:
+        return None
+    worst = {
+        key: max(one[key] for one in every)
+        for key in ("ms", "peak_mib", "reserved_mib", "process_mib", "resident_mib", "weight_mib", "traffic_share")
+        if all(isinstance(one.get(key), int | float) for one in every)
+    }
+    told = {
+        **head,
+        "world": context.world_size,
+        "device": torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        **worst,
+        "digests": sorted({one["digest"] for one in every if "digest" in one}),
+        "ranks": every,
+    }
+    line = json.dumps(told)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with open(out, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    shown = {key: value for key, value in told.items() if key not in ("ranks", "torch", "device")}
+    print(json.dumps(shown), flush=True)
+    return told
+
+
+def world_size() -> int:
+    """How many ranks torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -15,6 +15,7 @@ from auto_LiRPA.parallel.context import DistributedContext
 from complete_verifier.config import Config, LoadedConfig, check_supported, load_config
 from complete_verifier.config.options import option_table
 from complete_verifier.driver.instances import is_dataset, is_list, single_instance
+from complete_verifier.driver.launch import Layout
 from complete_verifier.driver.questions import FileReader, Question, Reader
 from complete_verifier.driver.single import run_single
 from complete_verifier.problem import Clock
@@ -54,11 +55,15 @@ class ABCROWN:
         """
         started, loaded = time.monotonic(), self._loaded
         warned = check_supported(loaded)
+        several = is_dataset(loaded.config) or is_list(loaded.config)
+        if not several and Layout.of(loaded) is not None:
+            raise ConfigError(
+                f"--nproc {loaded.options.nproc}: this process is one rank; run the command abcrown, or torchrun"
+            )
         interrupts = HostInterrupts()
         with undisturbed(), interrupts.installed(), make_display(loaded.options.quiet) as display:
             for line in warned:
                 display.line(f"warning: {line}")
-            several = is_dataset(loaded.config) or is_list(loaded.config)
             if several and interm_bounds is not None:
                 raise ConfigError("interm_bounds: for one instance only; a list has several")
             if several:

@@ -34,9 +34,10 @@ from auto_LiRPA.bounds.optimize import (
     optimize_rows,
     project,
 )
+from auto_LiRPA.bounds.same_bits import check_boxes, check_same_bits
 from auto_LiRPA.bounds.settings import AlphaSettings, BoundSettings
 from auto_LiRPA.bounds.sweep import Gradient, objective_weight, sweep
-from auto_LiRPA.bounds.tile_sums import TileSums
+from auto_LiRPA.bounds.tile_sums import TURNS, TileSums
 from auto_LiRPA.bounds.undecided import undecided_starts
 from auto_LiRPA.errors import OutOfTime
 from auto_LiRPA.graph.ir import Graph
@@ -102,8 +103,13 @@ def alpha_crown(
         else:
             base = intermediate or crown_boxes(graph, region, context, settings, given)
         if settings.alpha.mode == "keep" and base.starts:
-            return _Joint(graph, region, spec, sign, base, context, settings.alpha, given).run(proven, seconds_left)
-        return _final_rows(graph, region, spec, sign, base, context, settings.alpha, proven, seconds_left)
+            joint = _Joint(graph, region, spec, sign, base, context, settings.alpha, given)
+            found = joint.run(proven, seconds_left)
+            check_boxes(graph, found.intermediate.boxes)
+        else:
+            found = _final_rows(graph, region, spec, sign, base, context, settings.alpha, proven, seconds_left)
+        check_same_bits(graph, (found.lower,))
+        return found
 
 
 def _final_rows(
@@ -405,18 +411,17 @@ class _Joint:
         rows = self.context.rows
         alone = rows.size == 1 and self.context.weights.size == 1
         shared = start != FINAL and self.settings.share_alphas
-        for position, mine in slots(rows, count):
+        for turn, (position, mine) in enumerate(slots(rows, count)):
             if alone:
                 self.context.check_time()
-            else:
+            elif self.context.weights.size > 1 or turn % TURNS == 0:
                 check_time_together(self.context)
             found: Gradient | None = None
             if mine or self.context.lockstep:
                 found = self._tile_gradient(start, position, tile_of(position), relaxations, mine)
             if found is not None and not shared:
                 gradients[(start, position)] = found.slopes
-            present = min(rows.size, count - position // rows.size * rows.size) if mine else count % rows.size
-            self.sums.add(start, found, present, shared, self.spec.c)
+            self.sums.add(start, found, count - turn * rows.size, shared, self.spec.c)
         if shared:
             gradients[(start, 0)] = self.sums.slopes()
 

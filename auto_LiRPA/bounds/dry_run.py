@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -236,7 +237,7 @@ class _DryRun:
             for source in node.inputs:
                 if source in boxes:
                     continue
-                step = self._counted(lambda source=source: walk.at(source), kept=True)
+                step = self._counted(partial(walk.at, source), kept=True)
                 interval, box = interval.after(step), walk.at(source)
                 if source not in settled:
                     self._start(self.graph.nodes[source])

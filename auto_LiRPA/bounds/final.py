@@ -10,6 +10,7 @@ from torch import Tensor
 from auto_LiRPA.bounds.backward import Relaxations, Rows, backward, concretize, spec_rows
 from auto_LiRPA.bounds.intermediate import widest
 from auto_LiRPA.bounds.interval import IntervalWalk
+from auto_LiRPA.bounds.same_bits import check_same_bits
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.base import LinearOperator
 from auto_LiRPA.parallel.context import DistributedContext
@@ -70,7 +71,9 @@ def final_lower(
     def compute(position: int) -> Tensor:
         return concretize(backward(graph, spec.rows(graph, position, sign), relaxations), region)
 
-    return spec.join(each_tile(context, len(spec.tiles), compute, spec.result_like(region)))
+    lower = spec.join(each_tile(context, len(spec.tiles), compute, spec.result_like(region)))
+    check_same_bits(graph, (lower,))
+    return lower
 
 
 def interval_lower(graph: Graph, c: Tensor, walk: IntervalWalk, sign: int = 1) -> Tensor:

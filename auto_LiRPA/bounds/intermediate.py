@@ -10,6 +10,7 @@ from torch import Tensor
 
 from auto_LiRPA.bounds.backward import NeuronList, Relaxations, Rows, Slopes, backward, concretize, neuron_rows
 from auto_LiRPA.bounds.interval import IntervalWalk, affine_nodes, exact_nodes, nonlinear_inputs
+from auto_LiRPA.bounds.same_bits import check_boxes
 from auto_LiRPA.bounds.settings import BoundSettings
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.base import NonlinearOperator, Relaxation
@@ -158,6 +159,7 @@ def crown_boxes(
                     starts.append(start)
             walk.set(source, boxes[source])
         relaxations[node.id] = graph.relax(node, boxes)
+    check_boxes(graph, boxes)
     return Intermediate(boxes, relaxations, tuple(starts))
 
 

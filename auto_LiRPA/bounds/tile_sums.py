@@ -14,60 +14,77 @@ from auto_LiRPA.values import Interval
 
 Key = tuple[str, int]  # what of which node: "lower" and "upper" of its box, "slopes"
 
+# Tiles whose parts a rank packs before they are gathered together, while they take no more memory than this.
+TURNS, GATHERED_MIB = 8, 64.0
+
 
 class TileSums:
-    """Adjoints of boxes, and of slopes that all rows share, added up tile by tile.
+    """Adjoints of boxes, and of slopes that all rows share: first the sum over a start node's tiles, then over nodes.
 
-    The parts of one start node's tiles have the same shapes in every iteration, so ranks without a tile in the last
-    round ask for them once.
+    The parts of one start node's tiles have the same shapes in every iteration, so ranks without a tile ask for them
+    once.
     """
 
     def __init__(self, rows: Group) -> None:
         self._rows = rows
         self._layouts: dict[int, list[tuple[Key, tuple[int, ...]]]] = {}
-        self.totals: dict[Key, Tensor] = {}
+        self._totals: dict[Key, Tensor] = {}
+        self._packed: list[Tensor] = []
+        self._sum: Tensor | None = None
 
     def begin(self) -> None:
         """Forget the sums of the last iteration."""
-        self.totals = {}
+        self._totals, self._packed, self._sum = {}, [], None
 
-    def add(self, start: int, found: Gradient | None, present: int, shared: bool, like: Tensor) -> None:
-        """Add one round: the tile of each of the first ``present`` ranks; ``found`` is this rank's, if it has one.
+    def add(self, start: int, found: Gradient | None, left: int, shared: bool, like: Tensor) -> None:
+        """Take in this rank's tile of one turn, in which the ranks together have ``left`` tiles from here on.
 
         Args:
+            found: None where the rank has no tile in this turn.
             shared: whether slopes are summed too, over a tile's rows first.
             like: of the parts' dtype and device.
         """
         mine = {} if found is None else _parts(found, shared)
-        if self._rows.size == 1:
-            for key, part in mine.items():
-                self._add(key, part)
-            return
         if start not in self._layouts:
             layout = [(key, tuple(part.shape)) for key, part in mine.items()]
-            self._layouts[start] = self._rows.same_object(layout)  # rank 0 has a tile in every round
-        layout = self._layouts[start]
-        sizes = [torch.Size(shape).numel() for _, shape in layout]
-        packed = like.new_zeros(sum(sizes))
+            self._layouts[start] = self._rows.same_object(layout)  # rank 0 has a tile in every turn
+        size = sum(torch.Size(shape).numel() for _, shape in self._layouts[start])
+        packed = like.new_zeros(size)
         if mine:
             torch.cat([part.flatten() for part in mine.values()], out=packed)
-        for row in self._rows.gather(packed)[:present]:
-            pieces = row.split(sizes)
-            for (key, shape), piece in zip(layout, pieces, strict=True):
-                self._add(key, piece.reshape(shape))
+        self._packed.append(packed)
+        bytes_of_turn = size * packed.element_size() * self._rows.size
+        turns = max(1, min(TURNS, int(GATHERED_MIB * 2**20) // max(1, bytes_of_turn))) if self._rows.size > 1 else 1
+        last = left <= self._rows.size
+        if last or len(self._packed) == turns:
+            self._gather((len(self._packed) - 1) * self._rows.size + min(left, self._rows.size))
+        if last:
+            self._finish(self._layouts[start])
+
+    def _gather(self, present: int) -> None:
+        """Add what all ranks have packed, turn by turn and in each turn rank by rank: that is the tiles' order."""
+        every = self._rows.gather(torch.stack(self._packed)).transpose(0, 1).flatten(0, 1)
+        self._packed = []
+        for part in every[:present]:
+            self._sum = part.clone() if self._sum is None else self._sum.add_(part)
+
+    def _finish(self, layout: list[tuple[Key, tuple[int, ...]]]) -> None:
+        assert self._sum is not None
+        pieces = self._sum.split([torch.Size(shape).numel() for _, shape in layout])
+        for (key, shape), piece in zip(layout, pieces, strict=True):
+            part = piece.reshape(shape)
+            self._totals[key] = self._totals[key] + part if key in self._totals else part
+        self._sum = None
 
     def box(self, node: int) -> Interval | None:
         """Take the adjoint of a node's box out of the sums; None if no tile depends on it."""
-        lower, upper = self.totals.pop(("lower", node), None), self.totals.pop(("upper", node), None)
+        lower, upper = self._totals.pop(("lower", node), None), self._totals.pop(("upper", node), None)
         return None if lower is None or upper is None else Interval(lower, upper)
 
     def slopes(self) -> dict[int, Tensor]:
         """Take the derivatives of shared slopes out of the sums."""
-        nodes = [node for kind, node in self.totals if kind == "slopes"]
-        return {node: self.totals.pop(("slopes", node)) for node in nodes}
-
-    def _add(self, key: Key, part: Tensor) -> None:
-        self.totals[key] = self.totals[key] + part if key in self.totals else part
+        nodes = [node for kind, node in self._totals if kind == "slopes"]
+        return {node: self._totals.pop(("slopes", node)) for node in nodes}
 
 
 def _parts(found: Gradient, shared: bool) -> dict[Key, Tensor]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from auto_LiRPA.errors import ModelError
+from auto_LiRPA.errors import ConfigError, ModelError
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.graph.onnx_file import load_proto
 from auto_LiRPA.graph.onnx_reader import check_quirks
@@ -92,7 +92,8 @@ def load_onnx(
         make_store: makes the store that holds the weights.
 
     Raises:
-        ModelError: the file or the network is unusable. UnsupportedOperator: a node has no rules here.
+        ModelError: the file or the network is unusable. UnsupportedOperator: a node has no rules here. ConfigError: the
+            parameters are to be trained, but the store keeps copies.
     """
     path = Path(path)
     check_quirks(quirks, str(path))
@@ -103,6 +104,11 @@ def load_onnx(
     module = OnnxModule(recipe, parameters, make_store).eval()
     # read at once: a network that cannot be used is refused here, not at its first use
     _ = module.graph
+    if trainable and module.source.copied:
+        raise ConfigError(
+            f"{path}: trainable parameters: parallel.mode fsdp and offload keep copies of weights, which no gradient"
+            " reaches; use mode single"
+        )
     return module
 
 

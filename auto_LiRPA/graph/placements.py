@@ -31,6 +31,7 @@ from auto_LiRPA.operators.conv import Conv
 from auto_LiRPA.operators.elementwise import ElementwiseOperator
 from auto_LiRPA.operators.linear import Linear
 from auto_LiRPA.operators.parallel_maps import Enter, Exit, Ranks
+from auto_LiRPA.operators.placed import PlacedAffine
 from auto_LiRPA.operators.pooling import AveragePool, MaxPool
 from auto_LiRPA.operators.shape import PadConstant, Reshape, Transpose
 from auto_LiRPA.values import Interval
@@ -75,7 +76,7 @@ class Sharded:
 Placement = Whole | Copied | Partial | Sharded
 WHOLE, COPIED, PARTIAL = Whole(), Copied(), Partial()
 
-_POINTWISE = (ElementwiseOperator, Relu, Affine, Add, Sub)  # entry by entry: any axis
+_POINTWISE = (ElementwiseOperator, Relu, Affine, PlacedAffine, Add, Sub)  # entry by entry: any axis
 _CHANNELWISE = (AveragePool, MaxPool)  # channel by channel: axis 0
 
 

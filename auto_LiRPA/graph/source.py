@@ -63,6 +63,7 @@ class GraphSource:
         self._versions: dict[str, int] = {}
         self._contents: Tensor | None = None
         self._copied: frozenset[str] = frozenset()
+        self._sums: dict[str, tuple[float, float]] = {}  # of what is copied: too large to be kept for comparison
         self.store = make_store()
 
     @property
@@ -101,6 +102,8 @@ class GraphSource:
             return True
         if any(t._version != self._versions.get(name, t._version) for name, t in present.items()):
             return True
+        if any(_sums(t) != self._sums[name] for name, t in present.items() if name in self._sums):
+            return True
         if self._contents is None:
             return False
         return not torch.equal(self._contents, _contents(tensors, self.derived))
@@ -130,6 +133,7 @@ class GraphSource:
             )
         self._places = {name: _place(t) for name, t in tensors.items()}
         self._copied = result.copied
+        self._sums = {name: _sums(tensors[name]) for name in result.copied} if self._compare_contents else {}
         self._versions = {name: tensors[name]._version for name in (*result.derived, *result.copied)}
         readable = result.derived and not any(tensors[name].is_meta for name in result.derived)
         self._contents = _contents(tensors, result.derived) if self._compare_contents and readable else None
@@ -144,6 +148,12 @@ def _place(tensor: Tensor) -> Place:
 def _given_up(tensor: Tensor) -> bool:
     """Whether the numbers are gone: ``tensor.untyped_storage().resize_(0)``, or an empty tensor in its place."""
     return not tensor.is_meta and tensor.untyped_storage().nbytes() == 0
+
+
+def _sums(tensor: Tensor) -> tuple[float, float]:
+    """Two numbers that hardly any change leaves as they are."""
+    values = tensor.detach()
+    return float(values.sum(dtype=torch.float64)), float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 
 def _contents(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Tensor:

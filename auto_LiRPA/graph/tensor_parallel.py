@@ -7,7 +7,8 @@ columns). Whatever is in no zone stays whole on every rank. Source: Shoeybi et a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -21,11 +22,13 @@ from auto_LiRPA.operators.base import Operator
 from auto_LiRPA.operators.conv import Conv
 from auto_LiRPA.operators.linear import Linear
 from auto_LiRPA.operators.parallel_maps import ColumnLinear, Enter, Exit, Ranks
+from auto_LiRPA.operators.placed import PlacedAffine
 from auto_LiRPA.operators.shape import PadConstant
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.store import LocalStore, ParameterStore, Weight
 from auto_LiRPA.parallel.whole import whole
 
+_LOG = logging.getLogger(__name__)
 MOST_CHOICES = 4096  # partial choices of zones that are followed at once; chains need two
 
 
@@ -57,6 +60,8 @@ def tensor_parallel(graph: Graph, context: DistributedContext, store: ParameterS
     if context.weights.size == 1:
         return graph
     zones = choose(find_zones(graph, context.weights.size))
+    if not zones:
+        _LOG.warning("parallel.mode tp: no pair of layers closes, so every rank has all weights; fsdp cuts them")
     rewriting = _Rewriting(graph, zones, context.weights, context.device, store or local_store(context))
     result = rewriting.run()
     _ = result.spread  # checks every node's placement
@@ -257,6 +262,9 @@ class _Rewriting:
     def _inner(self, node: Node) -> Operator:
         """An operator between the weights, on this rank's neurons."""
         place, op = self.places[node.id], node.op
+        if isinstance(op, PlacedAffine):  # its constants are cut here, whatever they lie in
+            values = (None if w is None else whole(w) for w in (op.scale, op.shift))
+            op = Affine(*values)
         shapes = {"in_shape": node.inputs, "out_shape": (node.id,)}
         changes: dict[str, Any] = {}
         for item in fields(op):  # type: ignore[arg-type]
@@ -301,7 +309,12 @@ def node_width(node: Node) -> int:
     return node.shape[0] if isinstance(node.op, Conv) else node.shape[-1]
 
 
-def weight_elements(graph: Graph, keep: Callable[[Node], bool] = lambda node: True) -> int:
-    """Elements of the weights of some nodes, each weight once."""
-    weights = {id(n.op.weight): n.op.weight for n in graph.nodes if isinstance(n.op, Linear | Conv) and keep(n)}
-    return sum(weight.numel for weight in weights.values())
+def shared_share(graph: Graph, ranks: int) -> float:
+    """Share of a network's weights (in elements) of which each of ``ranks`` would keep its part only."""
+    total = weight_elements(graph)
+    return sum(zone.elements for zone in choose(find_zones(graph, ranks))) / total if total else 0.0
+
+
+def weight_elements(graph: Graph) -> int:
+    """Elements of all weights, each weight as often as a node has it."""
+    return sum(weight.numel for weight in graph.weights)

@@ -29,6 +29,7 @@ STALE_S = 8.0  # without a beat for so long, a process is held to be gone or sto
 GRACE_S = 10.0  # after the deadline no collective waits longer than this
 _MEET_S = 60.0  # ranks start up to so long after each other: they import
 _SAY_FIRST_S = 3.0
+_LEAST_S = 0.1  # between two beats
 _BOARD_TRIES = 3
 _OWN = ("auto_LiRPA", "complete_verifier")
 
@@ -112,7 +113,8 @@ class Watch:
         self._peers: dict[int, _Peer] = {}
         self._stop = threading.Event()
         self._nudged, self._nudge = os.pipe()
-        os.set_blocking(self._nudge, False)
+        self._nudging = False
+        self._beaten = 0.0
         self._thread: threading.Thread | None = None
 
     # -- what the rank does: called from its own threads, cheap -------------------------------------------------------
@@ -126,10 +128,9 @@ class Watch:
     def at(self, step: str, patient: bool = False) -> None:
         self._step, self._patient = step, patient
         self._moves += 1
-        try:
+        if not self._nudging:
+            self._nudging = True
             os.write(self._nudge, b"s")  # the others are to know at once: the next thing may be the end
-        except BlockingIOError:
-            pass  # the thread has enough to wake up for
 
     @property
     def step(self) -> str:
@@ -169,14 +170,16 @@ class Watch:
             self._sleep(max(pause, 0.02))
 
     def _sleep(self, seconds: float) -> None:
-        waited_for = [self._nudged] if self._wake_fd is None else [self._nudged, self._wake_fd]
-        for ready in select.select(waited_for, [], [], seconds)[0]:
+        signals = [] if self._wake_fd is None else [self._wake_fd]
+        for ready in select.select([self._nudged, *signals], [], [], seconds)[0]:
             came = os.read(ready, 4096)
             if ready == self._wake_fd:
                 self._owner.signalled(came)
+            elif (early := self._beaten + _LEAST_S - time.monotonic()) > 0:
+                select.select(signals, [], [], early)  # steps may follow each other fast
 
     def _put_beat(self) -> None:
-        self._number += 1
+        self._number, self._nudging, self._beaten = self._number + 1, False, time.monotonic()
         counts = {_name(members): count for members, count in list(self._counts.items())}
         beat = Beat(
             self._number,

@@ -5,7 +5,8 @@
     python benchmarks/parallel/all.py --tiny --out /tmp/tiny.jsonl      # shows on a CPU that every script works
 
 Parts, in this order (`--parts` chooses): modes (memory and time, `table.py`), tp (error of tensor parallelism), large
-(weights that exceed the memory), alpha (joint alpha-CROWN, rows sharded), bab (branch and bound, domains sharded).
+(weights that exceed the memory), alpha (joint alpha-CROWN, rows sharded), bab (branch and bound, domains sharded); and
+only if asked for, full: the ResNet-like net that the peer cannot hold, some minutes on one GPU.
 What ``--out`` notes as done is not run again, so a second call goes on where the budget ended the first.
 """
 
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from benchmarks.parallel import table  # noqa: E402
 from benchmarks.parallel.starting import Figures, Job, read, rows, run_jobs  # noqa: E402
 
-PARTS = ("modes", "tp", "large", "alpha", "bab")
+PARTS = ("modes", "tp", "large", "alpha", "bab", "full")
 
 
 def main() -> None:
@@ -29,12 +30,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("out/parallel.jsonl"))
     parser.add_argument("--budget", type=float, default=460.0, help="seconds")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS[:-1]))
     parser.add_argument("--onnx", default="../shared/benchmarks/mnist_fc/onnx/mnist-net_256x6.onnx")
     parser.add_argument("--vnnlib", default="../shared/benchmarks/mnist_fc/vnnlib/prop_0_0.05.vnnlib")
     parser.add_argument("--width", default="16", help="of the ResNet-like net at which keep fits one GPU")
-    parser.add_argument("--full-width", default="32", help="of the one that the peer cannot hold; '' leaves it out")
-    parser.add_argument("--full-seconds", default="60", help="after which its optimisation stops")
+    parser.add_argument("--full-width", default="32")
+    parser.add_argument("--full-seconds", default="inf", help="after which its optimisation stops")
     parser.add_argument("--repeats", default="3")
     parser.add_argument("--block-mib", default="16")
     parser.add_argument("--tiny", action="store_true")
@@ -73,10 +74,10 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
         small = ("--width", "1", "--classes", "5", "--iterations", "3", "--tile", "64", "--eps", "0.03")
         for ranks in (1, 2):
             yield Job("alpha_keep.py", ranks, small if tiny else ("--width", options.width), 240.0)
-        if options.full_width and not tiny:
-            for ranks in (2, 1):
-                words = ("--width", options.full_width, "--seconds", options.full_seconds)
-                yield Job("alpha_keep.py", ranks, words, 240.0)
+    if "full" in options.parts:
+        for ranks in (2, 1):
+            words = ("--width", options.full_width, "--seconds", options.full_seconds)
+            yield Job("alpha_keep.py", ranks, words, 500.0)
     if "bab" in options.parts:
         files = ("--onnx", options.onnx, "--vnnlib", options.vnnlib)
         for ranks in (1, 2):

@@ -65,6 +65,7 @@ def main() -> None:
         block_mib=options.block_mib,
         prefetch=not options.no_prefetch,
         timeout_s=120,
+        threads=measuring.cpu_threads(),
     )
     context = measuring.join(settings)
     problem, start = _start(options.onnx, options.vnnlib, context)

@@ -37,7 +37,7 @@ class _Builder:
     def _weight(self, module: nn.Linear | nn.Conv2d) -> Tensor:
         # a store that keeps weights elsewhere takes its part from the host
         weight = module.weight.detach()
-        return weight.to(self.context.device) if isinstance(self.store, LocalStore) else weight
+        return weight.to(self._device) if isinstance(self.store, LocalStore) else weight
 
     @property
     def _device(self) -> torch.device:

@@ -41,6 +41,7 @@ def settings_of(
         prefetch=prefetch,
         tp_intermediate="ibp" if mode == "tp-ibp" else "exact",
         timeout_s=120,
+        threads=cpu_threads(),
     )
 
 
@@ -65,12 +66,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def measure(context: DistributedContext, run: Callable[[], Any], repeats: int, warmup: int) -> Figures:
     """Times, peaks and traffic of ``run``, this rank's own."""
-    resident_built = _allocated(context)
     for _ in range(warmup):
         run()
     wait(context)
     release(context)
-    resident = _allocated(context)
+    resident = allocated(context)
     if context.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(context.device)
     before = traffic(context)
@@ -101,16 +101,15 @@ def measure(context: DistributedContext, run: Callable[[], Any], repeats: int, w
         "traffic_mib": round(sum(one["mib"] for one in moved.values()), 1),
         "traffic_share": round(busy_ms / (1e3 * sum(times) / len(times)), 3),
         "live_blocks_max": context.counters.live_blocks_max,
-        "resident_built_mib": resident_built,
         "resident_mib": resident,
     }
     if context.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(context.device)
-        figures["peak_mib"] = round(torch.cuda.max_memory_allocated(context.device) / MIB, 1)
+        figures["peak_mib"] = round(torch.cuda.max_memoryallocated(context.device) / MIB, 1)
         figures["reserved_mib"] = round(torch.cuda.max_memory_reserved(context.device) / MIB, 1)
         figures["process_mib"] = round((total - free) / MIB, 1)
         release(context)
-        figures["resident_after_mib"] = _allocated(context)
+        figures["resident_after_mib"] = allocated(context)
     return figures
 
 
@@ -132,8 +131,9 @@ def release(context: DistributedContext) -> None:
         torch.cuda.empty_cache()
 
 
-def _allocated(context: DistributedContext) -> float | None:
-    return round(torch.cuda.memory_allocated(context.device) / MIB, 1) if context.device.type == "cuda" else None
+def allocated(context: DistributedContext) -> float | None:
+    """MiB of tensors on the GPU now, cuBLAS's workspace included."""
+    return round(torch.cuda.memoryallocated(context.device) / MIB, 1) if context.device.type == "cuda" else None
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
@@ -198,3 +198,8 @@ def tell(context: DistributedContext, head: Figures, mine: Figures, out: Path | 
 def world_size() -> int:
     """How many ranks torchrun started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def cpu_threads() -> Any:
+    """One on a machine without GPUs: bits on a CPU depend on the number, which ranks would otherwise divide."""
+    return "auto" if torch.cuda.is_available() else 1

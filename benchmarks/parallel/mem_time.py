@@ -67,6 +67,8 @@ def one_net(context: DistributedContext, options: argparse.Namespace, hidden: in
     graph, store = building.mlp(context, hidden, depth, options.input_dim, seed=options.seed)
     measuring.wait(context)
     build_s = time.perf_counter() - began
+    measuring.release(context)
+    built = measuring.allocated(context)
     gen = torch.Generator().manual_seed(1)
     x = torch.rand(1, options.input_dim, generator=gen).to(context.device)
     region = Box(x - options.eps, x + options.eps)
@@ -91,6 +93,7 @@ def one_net(context: DistributedContext, options: argparse.Namespace, hidden: in
             torch.save({"lower": lower.cpu(), "upper": upper.cpu()}, options.save / name)
         del found, lower, upper
         mine |= measuring.measure(at_height, run, options.repeats, options.warmup)
+        mine["resident_built_mib"] = built
         mine["weight_mib"] = round(store.weight_bytes() / MIB, 2)
         head = {
             "what": "mem_time",

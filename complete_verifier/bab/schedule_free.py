@@ -64,4 +64,6 @@ class FreeRunning:
         if not expander.lockstep or expander.layout.width == 0:
             return
         levels = expander.levels(self._spare, own=False)
+        if levels > expander.layout.width:  # on a mesh: none of those that fetch together has domains
+            return
         expander.expand(self._spare, torch.zeros_like(self._spare.id), levels, Numbering(0, 1))

@@ -23,7 +23,7 @@ from complete_verifier.bab.expansion import Expander, OnCandidate, Share
 from complete_verifier.bab.keeper import Keeper
 from complete_verifier.bab.leaves import LeafSolver
 from complete_verifier.bab.ledger import Ledger
-from complete_verifier.bab.lockstep import is_whole, lockstep_of
+from complete_verifier.bab.lockstep import lockstep_of
 from complete_verifier.bab.pace import Pace
 from complete_verifier.bab.roots import root_domains
 from complete_verifier.bab.same_start import check_same_start
@@ -198,6 +198,8 @@ class _Search:
         left = self.problem.clock.left()
         agreed = agree(self.context, Status(len(store), next_id=first_id, time_left=left))
         if not resumed:
+            if agreed.open != len(self.roots):
+                raise ContractError(f"{agreed.open} of {len(self.roots)} sub-problems are in the ranks' queues")
             self.keeper.save(store, self.state, first_id, self.context)
         return agreed
 
@@ -325,11 +327,11 @@ def ascent_settings(settings: BabSettings, device: torch.device) -> AscentSettin
 
 def make_tiling(problem: Problem, settings: BabSettings, device: torch.device) -> Tiling:
     """Heights come from the model and the settings alone."""
-    fixed = is_whole(problem.graph)  # a captured graph reads weights where they were
+    # the fused kernels run in every mode, or the bits would differ; the engine captures them where weights stay put
     if settings.synchronous:
-        return Tiling(SYNCHRONOUS_TILE, fixed)
+        return Tiling(SYNCHRONOUS_TILE, True)
     if device.type == "cuda":
-        return Tiling(GPU_TILE, fixed)
+        return Tiling(GPU_TILE, True)
     widest = max(node.size for node in problem.graph.nodes[1:])
     height = 2 ** max(5, min(12, (CPU_TILE_ELEMENTS // max(1, widest)).bit_length() - 1))
     return Tiling(height, False)

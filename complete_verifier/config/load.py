@@ -111,7 +111,8 @@ def _run_options(line: CommandLine) -> RunOptions:
         raise ConfigError(f"{line.run[name].flag} {show(fault['input'])}: {fault['msg']}") from None
     for name in ("world_size", "gpu_mem_gib", "undecided", "plan_json"):
         if name in line.run and not options.plan:
-            what = "says how a plan is made" if name in ("undecided", "plan_json") else "describes the machine of a plan"
+            machine = name in ("world_size", "gpu_mem_gib")
+            what = "describes the machine of a plan" if machine else "says how a plan is made"
             raise ConfigError(f"{line.run[name].flag}: {what}; add --plan, or --nproc to run")
     return options
 

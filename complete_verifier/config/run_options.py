@@ -20,14 +20,14 @@ def _read_nproc(raw: object) -> int | str:
     return "gpu" if raw == "gpu" else _read_count(raw)
 
 
-def _read_share(raw: object) -> float:
-    share = read_float(raw)
-    if not 0 < share <= 1:
+def _read_percentage(raw: object) -> float:
+    percentage = read_float(raw)
+    if not 0 < percentage <= 100:
         raise WrongValueError
-    return share
+    return percentage
 
 
-_SHARE = Kind("a number > 0 and <= 1", _read_share, nullable=True)
+_PERCENTAGE = Kind("a number > 0 and <= 100", _read_percentage, nullable=True)
 _AT_LEAST_1 = Kind("an integer >= 1", _read_count)
 _NPROC = Kind("gpu or an integer >= 1", _read_nproc, nullable=True)
 
@@ -39,8 +39,8 @@ class RunOptions(Section):
     plan: Bool = option(False, "--plan", "Print predicted memory and traffic for each parallel mode and stop.")
     world_size: OptCount = option(None, "--world_size", "Ranks that --plan assumes.")
     gpu_mem_gib: OptPositive = option(None, "--gpu_mem_gib", "Memory of one GPU in GiB that --plan assumes.")
-    undecided: Annotated[float | None, _SHARE] = option(
-        None, "--undecided", "Share of the neurons that --plan takes to be undecided; 0.5 if nothing is said."
+    undecided: Annotated[float | None, _PERCENTAGE] = option(
+        None, "--undecided", "Percentage of the neurons that --plan takes to be undecided; 50 if nothing is said."
     )
     plan_json: OptText = option(None, "--plan_json", "File that receives the plan as JSON.")
     debug: Bool = option(False, "--debug", "Show tracebacks and check internal promises.")

@@ -37,7 +37,7 @@ def print_plan(loaded: LoadedConfig, display: Display) -> int:
     world = options.world_size or (1 if seat is None else seat.world_size)
     local = 1 if seat is None else seat.local_world_size
     place = place_of(loaded, device, world, local)
-    undecided = UNDECIDED if options.undecided is None else options.undecided
+    undecided = UNDECIDED if options.undecided is None else options.undecided / 100
     plan = make_plan(Question.of(loaded), loaded.config.parallel.settings(), place, undecided)
     for line in _lines(plan):
         display.result(line)

@@ -20,7 +20,7 @@ def process_start(entered: float) -> float:
     it is ``entered``, the monotonic time of the first line of our code, less what an interpreter takes to get there.
     """
     now = time.monotonic()
-    age = _age("self")
+    age = _age()
     since_entry = now - entered
     if age is None or not since_entry <= age <= since_entry + _LONGEST_START:
         return entered - _INTERPRETER_SECONDS
@@ -43,7 +43,7 @@ def command_start(entered: float) -> float:
     return min(own, now - parent)
 
 
-def _age(process: str) -> float | None:
+def _age(process: str = "self") -> float | None:
     """Seconds since a process was made; None if the system does not say."""
     try:
         with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:

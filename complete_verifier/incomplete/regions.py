@@ -82,9 +82,16 @@ def trusted(boxes: Boxes) -> Tensor | None:
     return good
 
 
-def unstable_count(intermediate: Intermediate) -> int:
+def unstable_count(graph: Graph, intermediate: Intermediate) -> int:
     """Neurons, over all regions, whose relaxation has a choice to make."""
-    return sum(len(r.alpha.index) for r in intermediate.relaxations.values() if r.alpha is not None)
+    total = 0
+    for node_id, relaxation in intermediate.relaxations.items():
+        node = graph.nodes[node_id]
+        if graph.spread is not None and graph.spread.sharded(node_id):  # the relaxation is of this rank's neurons
+            assert isinstance(node.op, NonlinearOperator)
+            relaxation = node.op.relax(*(intermediate.boxes[i] for i in node.inputs))
+        total += 0 if relaxation.alpha is None else len(relaxation.alpha.index)
+    return total
 
 
 def _cat(parts: Sequence[Interval]) -> Interval:

@@ -99,6 +99,6 @@ def _event(method: str, problem: Problem, result: IncompleteResult, iterations: 
         worst=float(margins.min()),
         proven=int(result.proven.sum()),
         clauses=len(margins),
-        unstable=unstable_count(result.intermediate),
+        unstable=unstable_count(problem.graph, result.intermediate),
         iterations=iterations,
     )

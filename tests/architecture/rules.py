@@ -23,11 +23,12 @@ LAYERS: dict[str, tuple[frozenset[str], ...]] = {
         frozenset({"api"}),
     ),
     "complete_verifier": (
-        frozenset({"outcome", "problem"}),
+        frozenset({"outcome", "problem", "together"}),
         frozenset({"events"}),
         frozenset({"spec", "config"}),
         frozenset({"attack", "incomplete", "branching", "datasets", "models"}),
-        frozenset({"bab", "bab_parallel", "input_bab", "mip", "compat"}),
+        frozenset({"bab", "bab_parallel", "mip", "compat"}),
+        frozenset({"input_bab"}),  # shares boxes over ranks as `bab` does domains
         frozenset({"reporting"}),
         frozenset({"sweep", "report"}),
         frozenset({"driver", "vnncomp"}),

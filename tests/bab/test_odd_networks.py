@@ -23,7 +23,9 @@ from auto_LiRPA.operators.piecewise import Abs
 from auto_LiRPA.values import Box
 from complete_verifier.bab import refine as refining
 from complete_verifier.bab import search as searching
+from complete_verifier.bab.agreement import Agreed, Status, agree
 from complete_verifier.bab.domains import Domains, concatenate
+from complete_verifier.bab.expansion import Expander
 from complete_verifier.bab.keeper import Keeper
 from complete_verifier.bab.refine import RefineSettings, refine_boxes
 from complete_verifier.bab.refined_search import RefineShare, refined_search
@@ -260,20 +262,26 @@ def test_a_bound_that_the_incomplete_stage_did_not_trust_proves_nothing_later(sa
 def test_a_round_that_fails_at_its_leaves_leaves_no_child_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """The parents go back into the store then: their children beside them would be searched twice."""
 
-    def fail(self: object, leaves: Domains) -> bool:
+    def fail(self: object, leaves: Domains, *rest: object) -> None:
         raise MemoryError
 
     problem = hard_problem(two_branches(1), 1, -0.05)
     one = searching._Search(problem, incomplete(problem), QUICK, None, None, Keeper(None, None))
     root = one.roots
-    leaf = replace(root, sign=torch.ones_like(root.sign), value=torch.zeros_like(root.value))
-    with torch.no_grad(), DomainStore(root, "worst_first") as store:
-        assert not one._round(root, store) and len(store) > 0  # some child of the root stays open
-    monkeypatch.setattr(searching._Search, "_close_leaves", fail)
-    with torch.no_grad(), DomainStore(root, "worst_first") as store:
-        with pytest.raises(MemoryError):
-            one._round(concatenate(root, leaf), store)
-        assert len(store) == 0
+    leaf = replace(root, id=root.id + 100, sign=torch.ones_like(root.sign), value=torch.zeros_like(root.value))
+
+    def round_of(parents: Domains) -> tuple[Agreed, list[int]]:
+        with torch.no_grad(), DomainStore(root, "worst_first") as store:
+            store.add(parents, parents.lower)
+            found = one._round(store, agree(problem.context, Status(len(parents))))
+            return found, sorted(store.take(len(store)).id.tolist())
+
+    one.state.next_id = 200
+    fine, left = round_of(root)
+    assert fine.counts_for and left and min(left) >= 200  # some child of the root stays open
+    monkeypatch.setattr(Expander, "close_leaves", fail)
+    failed, left = round_of(concatenate(root, leaf))
+    assert not failed.counts_for and failed.open == 2 and left == [0, 100]
 
 
 def test_large_numbers_are_no_infinity_to_a_leaf() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from auto_LiRPA.bounds.domains.ascent import AscentSettings
 from complete_verifier.bab import refine as refining
+from complete_verifier.bab.domains import Domains
 from complete_verifier.bab.refine import RefineSettings, can_refine, refine_boxes
 from complete_verifier.bab.refined_search import RefineShare, refined_search
 from complete_verifier.bab.settings import BabSettings, Tiling
@@ -92,7 +93,7 @@ def test_a_tree_without_leaves_says_zero_and_not_more(monkeypatch: pytest.Monkey
     seen: list[float] = []
     least = refining._Trees._least
 
-    def spy(self: refining._Trees, leaves: refining.Domains) -> torch.Tensor:
+    def spy(self: refining._Trees, leaves: Domains) -> torch.Tensor:
         found = least(self, leaves)
         seen.append(float(found.amax()))
         return found
@@ -108,7 +109,10 @@ def test_a_leaf_whose_bound_is_no_number_bounds_nothing() -> None:
     """An infinity comes from sums that overflow: such a leaf is open, and its tree keeps the bound it had."""
     setup = next(s for seed in range(20) if (s := set_up(random_case("mlp", seed).problem)).layout.width > 1)
     layer = next(x for x in setup.layout.layers[1:])
-    trees = refining._Trees(setup.problem, dict(setup.root.intermediate.boxes), layer, SETTINGS)
+    boxes = dict(setup.root.intermediate.boxes)
+    box = boxes[layer.source].flat()
+    neurons = ((box.lower < 0) & (box.upper > 0))[0].nonzero().squeeze(-1)
+    trees = refining._Trees(setup.problem, boxes, layer, SETTINGS, neurons)
     leaves = trees.bounder.bound(trees.roots)
     for value in (torch.inf, -torch.inf, torch.nan):
         broken = replace(leaves, lower=torch.full_like(leaves.lower, value))

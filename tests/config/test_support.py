@@ -102,7 +102,7 @@ def test_user_code_is_refused_wherever_no_hook_acts() -> None:
 def test_run_options_follow_the_same_rule() -> None:
     for option in option_table(RunOptions).values():
         words = [option.flag] if option.sets is not None else [option.flag, "2"]
-        if option.flag in ("--world_size", "--gpu_mem_gib"):
+        if option.flag in ("--world_size", "--gpu_mem_gib", "--undecided", "--plan_json"):
             words.append("--plan")
         flags = {word for word in words if word.startswith("--")}
         if any(support_of(flag).status is Status.REFUSED for flag in flags):

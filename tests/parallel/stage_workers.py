@@ -27,9 +27,9 @@ from complete_verifier.mip.pool import SolverPool
 from complete_verifier.problem import Clock
 from tests.driver.problems import sampled_problem
 
-ROWS = ParallelSettings(mode="single", rows="shard", domains="shard", threads=1, tile_rows=2)
+ROWS = ParallelSettings(mode="single", rows="shard", domains="shard", threads=1, tile_rows=4)
 REPLICAS = replace(ROWS, rows="replicate")
-FSDP = ParallelSettings(mode="fsdp", rows="shard", domains="shard", threads=1, tile_rows=2, block_mib=1e-6)
+FSDP = replace(ROWS, mode="fsdp", block_mib=1e-6)
 MODES = {"rows": ROWS, "replicas": REPLICAS, "fsdp": FSDP}
 
 

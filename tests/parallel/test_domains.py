@@ -68,7 +68,7 @@ def on(ranks: int, runs: Sequence[Run]) -> list[Run]:
     """The runs on so many ranks: with whole weights, and some with sharded ones (a gather takes a millisecond)."""
     if ranks == 1:
         return list(runs)
-    names = ("clipped", "free tiny") if ranks == 2 else ("general", "free limit")
+    names = ("found", "free tiny") if ranks == 2 else ("general", "free limit")
     shared = [replace(r, name=f"{r.name}, sharded weights", parallel=WITH_WEIGHTS) for r in runs if r.name in names]
     return [replace(run, parallel=SHARDED) for run in runs] + shared
 

@@ -63,20 +63,24 @@ def tasks_of(layout: Layout, ranks: int, full: bool) -> list[Task]:
 
 
 def _in_short_form(layout: Layout, ranks: int, task: Task) -> bool:
+    if task.dtype == torch.float64:
+        return ranks == 2 or task.net == "mlp"
     if layout.rows == "replicate" and layout.mode == "fsdp":  # every rank makes every pass, and every gather
         return task.kind in ("ibp", "crown") if ranks == 2 else task.kind == "crown" and task.net != "cnn"
+    if layout.domains == "shard" or layout.mesh is not None:  # rows as without domains, or in a smaller group
+        return task.net == "mlp" and task.kind in ("crown", "keep")
     if ranks == 2 or layout.mode == "single":
         return task.net == "mlp" or task.kind in ("crown", "keep", "stream")
-    return task.kind in ("crown", "keep") and (task.net != "cnn" or ranks == 3)
+    return task.kind in ("crown", "keep") and task.net == ("mlp", "cnn", "residual")[ranks % 3]
 
 
 def _searches(layout: Layout, ranks: int) -> int:
     """Of how many networks."""
-    if layout.mode != "fsdp":
+    if layout.domains == "shard" and layout.mode == "single" and layout.mesh is None:
         return 3
-    if layout.domains == "replicate":
-        return 1 if ranks == 2 and layout.rows == "replicate" else 0
-    return 2 if ranks == 2 and layout.rows == "replicate" else 1
+    if layout.domains == "replicate" and ranks != 2:
+        return 0
+    return 2 if ranks == 2 and layout.name == "fsdp+domains" else 1
 
 
 def reference_tasks() -> list[Task]:
@@ -102,7 +106,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, count: Callable[[int, int
     """One launch per number of ranks; 0: the reference, from a process that saw no thread count."""
 
     full = count(0, 1) == 1
-    limit = 400.0 if full else 200.0
+    limit = 1200.0 if full else 400.0
 
     def make() -> dict[int, Outcome]:
         reference = launch([Launch(1, RUN, (60.0, [(SINGLE, reference_tasks())]))], {"OMP_NUM_THREADS": None})
@@ -141,7 +145,7 @@ def each_rank(outcomes: dict[int, Outcome], layout: Layout, ranks: int) -> Itera
                 seen += 1
                 assert not one.error, f"{task.name} on rank {rank}:\n{one.error}"
                 yield rank, task, one
-    assert seen >= ranks
+    assert seen, "no task of this line was begun in time"
 
 
 @pytest.mark.parametrize(("layout", "ranks"), entries(EQUAL))

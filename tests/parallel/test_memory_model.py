@@ -28,8 +28,8 @@ from tests.parallel.networks import BLOCK_MIB, NETS, center
 from tests.parallel.plan_workers import settings_for
 
 ONE = Axes("single", 1, 1, 1, True)
-# docs/results.md, section 4: an H100, one process a figure. h, d, tile, MB. They were measured when a pass still held the
-# rows that it began with: one copy of a tile's coefficients more than now.
+# docs/results.md, section 4: an H100, one process a figure. h, d, tile, MB. Measured when a pass still held the rows
+# that it began with: one copy of a tile's coefficients more than now.
 MEASURED = [
     (1024, 4, 512, 61.2), (1024, 4, "auto", 72.3), (4096, 4, 512, 286.2), (4096, 4, "auto", 286.2),
     (8192, 4, 512, 923.3), (8192, 4, "auto", 1019.3), (4096, 8, 512, 543.0), (4096, 8, "auto", 543.0),
@@ -152,7 +152,7 @@ def test_where_weights_lie() -> None:
     assert offloaded.host + offloaded.parts["weights"] == facts.weight_bytes
     split = predict(_facts(4096, 4, 512, ranks=2), resolve_axes(ParallelSettings(mode="tp"), 2), 2)
     assert 0.5 <= split.parts["weights"] / facts.weight_bytes < 0.53
-    assert split.parts["tile"] < whole.parts["tile"]
+    assert split.parts["tile"] == pytest.approx(whole.parts["tile"], rel=0.01)  # whole rows meet where pairs begin
 
 
 def test_sharded_rows_halve_what_rows_store_and_the_work() -> None:
@@ -186,10 +186,10 @@ def test_rows_in_flight_that_hide_the_traffic() -> None:
 
 
 def test_blocks_that_offload_copies() -> None:
-    """Of weights below a start node all, for each of its tiles; of its own those with the rows; twice for intervals."""
+    """All weights below a start node, for each tile; of its own what holds the rows; for intervals each once."""
     first, hidden, last = 4 * 4096 * 784, 4 * 4096 * 4096, 4 * 10 * 4096
     below = [first, first + hidden, first + 2 * hidden]
-    expected = 4 * sum(below) + 3 * hidden + (first + 3 * hidden) + last + 2 * (first + 3 * hidden)
+    expected = 4 * sum(below) + 3 * hidden + (first + 3 * hidden) + last + (first + 3 * hidden)
     work = _by_mode(_facts(4096, 4, 1024), 1, mode="offload").work["crown"]
     assert work.copied == expected
     assert work.traffic_s == pytest.approx(expected / H100.host)

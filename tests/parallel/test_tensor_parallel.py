@@ -12,7 +12,7 @@ from auto_LiRPA.graph.ir import Graph, Node
 from auto_LiRPA.graph.placements import Partial, Sharded, Spread, Whole
 from auto_LiRPA.graph.reassembly import whole_graph
 from auto_LiRPA.graph.run import evaluate
-from auto_LiRPA.graph.tensor_parallel import choose, find_zones, tensor_parallel, weight_elements
+from auto_LiRPA.graph.tensor_parallel import choose, find_zones, shared_share, tensor_parallel, weight_elements
 from auto_LiRPA.operators.activation import Relu
 from auto_LiRPA.operators.arithmetic import Affine
 from auto_LiRPA.operators.base import Input, Operator
@@ -47,10 +47,13 @@ SEARCHES = (SearchCase("mlp2", 0.3, 0.3, 3), SearchCase("elementwise", 0.3, 0.2,
 def _all() -> dict[str, Any]:
     """One start of the imports for everything that needs ranks."""
     found: dict[str, Any] = {}
-    plan = {name: Launch(ranks, "tests.parallel.tp_workers:compare", case) for name, (ranks, case) in CASES.items()}
-    plan["search"] = Launch(3, "tests.parallel.tp_workers:searched", SEARCHES)
-    plan["module"] = Launch(3, "tests.parallel.tp_workers:module", None)
-    plan["faults"] = Launch(3, "tests.parallel.tp_workers:mutated", None)
+    worker = "tests.parallel.tp_workers"
+    plan = {name: Launch(ranks, f"{worker}:compare", case, timeout_s=150) for name, (ranks, case) in CASES.items()}
+    plan["search"] = Launch(3, f"{worker}:searched", (SEARCHES, ()), timeout_s=150)
+    mesh = (("weights", 2), ("domains", 2))
+    plan["search on a mesh"] = Launch(4, f"{worker}:searched", (SEARCHES[:1], mesh), timeout_s=150)
+    plan["module"] = Launch(3, f"{worker}:module", None, timeout_s=150)
+    plan["faults"] = Launch(3, f"{worker}:mutated", None, timeout_s=150)
     for name, outcome in zip(plan, launch(list(plan.values())), strict=True):
         found[name] = outcome.checked()
     return found
@@ -103,7 +106,9 @@ def test_a_planted_fault_shows(found: dict[str, Any], fault: str) -> None:
 
 @pytest.mark.parametrize("net", [case.net for case in SEARCHES])
 def test_branch_and_bound_searches_the_same_tree(found: dict[str, Any], net: str) -> None:
-    for report in found["search"]:
+    for report in (*found["search"], *found["search on a mesh"]):
+        if net not in report:
+            continue
         single, spread = report[net]
         assert spread[:4] == single[:4]
         assert spread[4] == pytest.approx(single[4], abs=1e-8)
@@ -131,27 +136,22 @@ def test_the_papers_way_is_loose_and_ours_is_exact() -> None:
 
 
 # -- zones ------------------------------------------------------------------------------------------------------------
-def _share(graph: Graph, ranks: int = 2) -> float:
-    zones = choose(find_zones(graph, ranks))
-    return sum(zone.elements for zone in zones) / weight_elements(graph)
-
-
 @pytest.mark.parametrize("depth", range(2, 7))
 def test_nearly_all_of_an_mlp_is_shared_out(depth: int) -> None:
     graph = mlp(dense_layers([784, *[256] * depth, 10], 0, torch.float32))
-    assert _share(graph) >= 0.9
+    assert shared_share(graph, 2) >= 0.9
 
 
 def test_shares_of_networks_with_maps() -> None:
     """All but a layer without a partner of a CNN; of a residual net the blocks of two layers, not those of one."""
-    assert _share(NETS["cnn"](torch.float32)) > 0.95
-    assert 0.75 < _share(NETS["residual"](torch.float32)) < 0.95
+    assert shared_share(NETS["cnn"](torch.float32), 2) > 0.95
+    assert 0.75 < shared_share(NETS["residual"](torch.float32), 2) < 0.95
     build = Layers((6,), torch.float32)
     at = build.relu(build.linear(0, 8))
     for _ in range(2):
         at = build.relu(build.add(_add(), (at, build.relu(build.linear(at, 8))), (8,)))
     build.linear(at, 8)
-    assert _share(build.graph()) == 0.0, "no pair closes where every layer has a shortcut around it"
+    assert shared_share(build.graph(), 2) == 0.0, "no pair closes where every layer has a shortcut around it"
 
 
 def _add() -> Operator:
@@ -164,7 +164,7 @@ def test_the_best_choice_of_pairs_is_found() -> None:
     """In a chain of layers of sizes 1, 10, 10, 1 the pairs are the outer ones, though the middle one is the largest."""
     graph = mlp(dense_layers([4, 40, 40, 40, 4], 0, torch.float32))
     assert [sorted(zone.columns | zone.rows) for zone in choose(find_zones(graph, 2))] == [[1, 3], [5, 7]]
-    assert _share(graph) == 1.0
+    assert shared_share(graph, 2) == 1.0
 
 
 def test_a_layer_smaller_than_the_number_of_ranks_stays_whole() -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from auto_LiRPA.bounds import ascent
 from auto_LiRPA.bounds.methods import Method, Query, compute
 from auto_LiRPA.bounds.settings import AlphaSettings, BoundSettings
+from auto_LiRPA.bounds.tile_sums import TileSums
 from auto_LiRPA.graph import placements
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.graph.placements import Partial, Sharded, Spread
@@ -32,7 +33,7 @@ from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.counters import Counters
 from auto_LiRPA.parallel.groups import Group
 from auto_LiRPA.parallel.settings import ParallelSettings
-from auto_LiRPA.values import Box
+from auto_LiRPA.values import Box, Interval
 from tests.parallel.patches import replaced_everywhere
 from tests.parallel.tp_workers import NETS, question, rows
 
@@ -140,7 +141,7 @@ def _weights(graph: Graph) -> list[tuple[Tensor, bool]]:
 
 
 @contextmanager
-def _watched(types: _Types) -> Iterator[None]:
+def _watched(types: _Types, graph: Graph) -> Iterator[None]:
     """All operations are checked; a product of a sharded operand with a sharded weight is a partial sum."""
 
     def contraction(original: Any) -> Any:
@@ -161,7 +162,22 @@ def _watched(types: _Types) -> Iterator[None]:
 
         return own
 
+    def adjoint(original: Any) -> Any:
+        def unpacked(self: TileSums, node: int) -> Interval | None:
+            """Adjoints of all nodes are summed as one vector; here each has its own type again."""
+            found: Interval | None = original(self, node)
+            if found is None:
+                return None
+            with spmd.no_typecheck():
+                sides = [side.clone() for side in (found.lower, found.upper)]
+            assert graph.spread is not None
+            kind = spmd.V if graph.spread.sharded(node) else spmd.R
+            return Interval(*(types.give(side, kind) for side in sides))
+
+        return unpacked
+
     with ExitStack() as stack:
+        stack.enter_context(patch.object(TileSums, "box", adjoint(TileSums.box)))
         for owner in (Linear, Conv):
             for name in ("_times", "_times_transposed"):
                 stack.enter_context(patch.object(owner, name, contraction(getattr(owner, name))))
@@ -182,7 +198,7 @@ def _bounds(types: _Types, net: str, way: str) -> None:
     settings = BoundSettings(sparse_intermediate=False, compare_with_ibp=False, alpha=alpha)
     box = question(whole, torch.float64)
     assert isinstance(box, Box)
-    with torch.no_grad(), _watched(types):
+    with torch.no_grad(), _watched(types, graph):
         _typed(graph, types)
         region = Box(types.give(box.lower, spmd.R), types.give(box.upper, spmd.R))
         query = Query(c=types.give(rows(whole, torch.float64), spmd.R))

@@ -133,8 +133,9 @@ def test_one_that_is_patient_and_silent_is_not_waited_for(world: World) -> None:
 
 def test_the_one_that_holds_up_the_others_is_named_not_one_that_waits_itself(world: World) -> None:
     enter(world, 5)
+    enter(world, 50, (0, 2))
     world.says(1, counts={**all_of(4), "1,2": 9}, waits_in="gather")  # waits for rank 2 in a group of the two
-    world.says(2, counts={**all_of(4), "1,2": 8})
+    world.says(2, counts={**all_of(4), "1,2": 8, "0,2": 50})
     found = world.look(3 * TIMEOUT_S)
     assert found is not None and found.rank == 2
 

@@ -47,10 +47,10 @@ def test_bad_input_is_a_failure_with_its_line(tmp_path: Path) -> None:
 
 
 def test_a_fault_of_ours_is_a_failure_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*args: object) -> None:
+    def broken(*args: object, **named: object) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr("complete_verifier.driver.worker.run_instance", broken)
+    monkeypatch.setattr("complete_verifier.driver.instance.run_instance", broken)
     (failure,) = said(task(*SMALL.write(tmp_path, -20.0)))
     assert isinstance(failure, Failure) and failure.code == 1 and "MemoryError: no room" in failure.message
 

@@ -23,6 +23,7 @@ from auto_LiRPA.bounds.domains.ascent import (
 )
 from auto_LiRPA.bounds.domains.batch import Batch, Bounded, ColumnFacts, split_box
 from auto_LiRPA.bounds.domains.schedule import make_schedule
+from auto_LiRPA.bounds.same_bits import check_same_bits
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.graph.placements import Sharded, Spread
 from auto_LiRPA.values import Interval
@@ -50,7 +51,7 @@ class SpreadEngine:
     ) -> None:
         spread = graph.spread
         assert spread is not None
-        self._spread, self._settings, self._width = spread, settings, layout.width
+        self._graph, self._spread, self._settings, self._width = graph, spread, settings, layout.width
         self._shares = _shares(graph, spread, layout)
         nodes = tuple(replace(n, shape=spread.shapes[n.id]) for n in graph.nodes)
         parts = {source: spread.part_of(source, box) for source, box in boxes.items()}
@@ -60,11 +61,14 @@ class SpreadEngine:
     def optimize(self, batch: Batch, seconds_left: SecondsLeft | None = None, agree: Agree = bool) -> Bounded:
         """Best bounds over alpha, beta and row weights."""
         found = optimize_eagerly(self._schedule, self._part(batch), self._settings, seconds_left, agree)
+        check_same_bits(self._graph, (found.lower, found.mix))
         return replace(found, value=self._whole(found.value))
 
     def bound(self, batch: Batch) -> Tensor:
         """Bounds ``[D]`` by one pass."""
-        return bound_eagerly(self._schedule, self._part(batch))
+        lower = bound_eagerly(self._schedule, self._part(batch))
+        check_same_bits(self._graph, (lower,))
+        return lower
 
     def facts(self, batch: Batch) -> ColumnFacts:
         """Coefficients and boxes of all columns."""

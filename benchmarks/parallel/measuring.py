@@ -105,7 +105,7 @@ def measure(context: DistributedContext, run: Callable[[], Any], repeats: int, w
     }
     if context.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(context.device)
-        figures["peak_mib"] = round(torch.cuda.max_memoryallocated(context.device) / MIB, 1)
+        figures["peak_mib"] = round(torch.cuda.max_memory_allocated(context.device) / MIB, 1)
         figures["reserved_mib"] = round(torch.cuda.max_memory_reserved(context.device) / MIB, 1)
         figures["process_mib"] = round((total - free) / MIB, 1)
         release(context)
@@ -133,7 +133,7 @@ def release(context: DistributedContext) -> None:
 
 def allocated(context: DistributedContext) -> float | None:
     """MiB of tensors on the GPU now, cuBLAS's workspace included."""
-    return round(torch.cuda.memoryallocated(context.device) / MIB, 1) if context.device.type == "cuda" else None
+    return round(torch.cuda.memory_allocated(context.device) / MIB, 1) if context.device.type == "cuda" else None
 
 
 def digest(tensors: Iterable[Tensor]) -> str:

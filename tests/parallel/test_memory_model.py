@@ -128,7 +128,9 @@ def test_traffic_of_a_crown_pass(counted: Any, mode: Any, rows: Any, size: int, 
         moved = {kind: one for kind, one in rank[name]["moved"].items() if kind not in ("agree", "objects")}
         calls = sum(calls for _, calls in moved.values())
         assert work.calls == pytest.approx(calls, rel=0.25 if mode == "tp" else 0)
-        assert work.gathered + work.exchanged == pytest.approx(sum(b for b, _ in moved.values()), rel=0.04)
+        assert work.gathered + work.exchanged == pytest.approx(
+            sum(size for size, _ in moved.values()), rel=0.15 if mode == "tp" else 0.04
+        )
     most = max(rank[name]["weights"] for rank in ranks)
     assert found.parts["weights"] == pytest.approx(most, rel=0.04)
 

@@ -203,7 +203,7 @@ class BlockBuffers:
             side.wait_event(slot.free)
         with torch.cuda.stream(side):
             part.fetch(memory)
-            slot.ready = side.record_event()
+            slot.ready = side.record_event(slot.ready)
         return slot, token
 
     def _memory(self, slot: _Slot, part: Part) -> Tensor:
@@ -231,7 +231,7 @@ class BlockBuffers:
         slot.used = True
         if slot.ready is not None:
             assert slot.memory is not None
-            torch.cuda.current_stream(slot.memory.device).wait_event(slot.ready)
+            torch.cuda.current_stream(slot.memory.get_device()).wait_event(slot.ready)
         return slot
 
     def _give_back(self, slot: _Slot) -> None:
@@ -241,7 +241,8 @@ class BlockBuffers:
         if self.debug:
             slot.memory.fill_(_NAN)
         if slot.memory.is_cuda:
-            slot.free = torch.cuda.current_stream(slot.memory.device).record_event()
+            # by its index: asked for by a device object, a stream costs the host as much as a copy
+            slot.free = torch.cuda.current_stream(slot.memory.get_device()).record_event(slot.free)
 
 
 def _as_block(slot: _Slot, part: Part) -> Tensor:

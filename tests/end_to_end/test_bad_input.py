@@ -169,8 +169,11 @@ CASES: dict[str, tuple[Case, tuple[str, ...]]] = {
     "YAML key unknown": (yaml("bab: {timeuot: 3}"), ("c.yaml", "bab.timeuot", "timeout")),
     "YAML value unknown": (yaml("bab: {branching: {reduceop: median}}"), ("c.yaml", "reduceop", "mean")),
     "setting that changes the question": (flags("--epsilon", "0.1"), ("specification.epsilon", "of a data set")),
-    "placement that is not there": (flags("--parallel_mode", "fsdp"), ("parallel", "not supported")),
-    "plan": (flags("--plan"), ("--plan", "not supported")),
+    "mesh for ranks that are not there": (
+        yaml("parallel: {mode: fsdp, mesh: {weights: 2}}"),
+        ("parallel.mesh", "--nproc"),
+    ),
+    "planning without a plan": (flags("--world_size", "8"), ("--world_size", "--plan")),
     "results file a folder": (lambda d: words(good(d), "--results_file", str(d)), ("results_file", "folder")),
     "results file below a file": (
         lambda d: words(good(d), "--results_file", good(d)[1] + "/out.txt"),

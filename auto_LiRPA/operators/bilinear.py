@@ -20,6 +20,7 @@ from torch import Tensor
 
 from auto_LiRPA.operators.base import AlphaSpec, LinearBounds, NonlinearOperator, Pulled, Relaxation
 from auto_LiRPA.operators.local_gradient import LocalRelaxation, negative_part, positive_part
+from auto_LiRPA.tolerances import LINE_ROUNDING_ULPS
 from auto_LiRPA.values import Interval
 
 # Entries of the products that the interval rule of MatMul lays out at a time.
@@ -88,6 +89,9 @@ class _ProductRelaxation(LocalRelaxation):
         x, y = boxes
         self.xm, self.rx = (x.lower + x.upper) / 2, (x.upper - x.lower) / 2
         self.ym, self.ry = (y.lower + y.upper) / 2, (y.upper - y.lower) / 2
+        # greatest sizes of the factors, from which the planes' rounding errors follow
+        ulps = LINE_ROUNDING_ULPS * torch.finfo(self.xm.dtype).eps
+        self.x_size, self.y_size = ulps * (self.xm.abs() + self.rx), self.ym.abs() + self.ry
         self._spec: AlphaSpec | None = None
 
     def over(self, boxes: tuple[Interval, ...]) -> LocalRelaxation:
@@ -129,7 +133,7 @@ class MulRelaxation(_ProductRelaxation):
     def pull(self, coef: Tensor, alpha: Tensor | None = None, owned: bool = False) -> Pulled:
         xm, ym, rx, ry = self._sides()
         on_x, on_y = coef * ym, coef * xm
-        bias = coef * xm * ym - coef.abs() * (rx * ry)
+        bias = coef * xm * ym - coef.abs() * (rx * ry + (self.x_size * self.y_size).unsqueeze(1))
         if alpha is not None:
             rho, sigma = self._dense(alpha).unflatten(3, coef.shape[2:]).unbind(2)
             low, high = positive_part(coef) * rho, negative_part(coef) * sigma
@@ -151,7 +155,7 @@ class MulRelaxation(_ProductRelaxation):
             [side(x, self.ym, False), side(y, self.xm, False)],
             [side(x, self.ym, True), side(y, self.xm, True)],
             self.xm * self.ym,
-            self.rx * self.ry,
+            self.rx * self.ry + self.x_size * self.y_size,
         )
 
 
@@ -165,7 +169,7 @@ class MatMulRelaxation(_ProductRelaxation):
         xm, ym, rx, ry = self._sides()
         turned = ym.transpose(-1, -2)
         on_x, on_y = coef @ turned, xm.transpose(-1, -2) @ coef
-        bias = coef * (xm @ ym) - coef.abs() * (rx @ ry)
+        bias = coef * (xm @ ym) - coef.abs() * (rx @ ry + (self.x_size @ self.y_size).unsqueeze(1))
         if alpha is not None:
             more_x, more_y = self._mixed(coef, alpha, rx, ry)
             on_x, on_y = on_x + more_x, on_y + more_y
@@ -206,7 +210,10 @@ class MatMulRelaxation(_ProductRelaxation):
             return weight, up @ first_b + down @ second_b
 
         return _pushed(
-            [of_x(False), of_y(False)], [of_x(True), of_y(True)], self.xm @ self.ym, self.rx @ self.ry
+            [of_x(False), of_y(False)],
+            [of_x(True), of_y(True)],
+            self.xm @ self.ym,
+            self.rx @ self.ry + self.x_size @ self.y_size,
         )
 
 

@@ -24,6 +24,7 @@ class Exp(SmoothOperator):
         # a chord to infinity has no slope: such an interval is one without an upper end
         finite = torch.exp(box.upper + 1).isfinite()
         lines = super().lines(Interval(box.lower, torch.where(finite | box.upper.isnan(), box.upper, math.inf)), alpha)
+        assert lines.upper_offset is not None
         return replace(lines, upper_offset=torch.where(finite, lines.upper_offset, self.interval(box).upper))
 
 

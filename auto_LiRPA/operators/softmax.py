@@ -28,6 +28,9 @@ from auto_LiRPA.operators.local_gradient import LocalRelaxation, negative_part, 
 from auto_LiRPA.tolerances import LINE_ROUNDING_ULPS
 from auto_LiRPA.values import Interval
 
+# S0 is at least this share of the greatest C in the box.
+_LEAST_TANGENT = 0.1
+
 
 def pair_count(n: int) -> int:
     """How many pairs j < k there are."""
@@ -281,6 +284,8 @@ def _below(t: Interval, share: Tensor | None) -> tuple[Tensor, Tensor]:
     # chord of each exp: slope * t + offset
     offset = (low - slope * t.lower + lift).sum(-1)
     least, most = (slope * t.lower).sum(-1) + offset, (slope * t.upper).sum(-1) + offset
+    # tangents further left fall far below 0 at the other end, with slopes that only rounding errors gain from
+    least = torch.maximum(least, _LEAST_TANGENT * most)
     point = least + (0.5 if share is None else share) * (most - least)
     with torch.no_grad():
         drop = _rounding(4 / point + ((slope * (t.lower.abs() + t.upper.abs())).sum(-1) + offset.abs()) / point**2)

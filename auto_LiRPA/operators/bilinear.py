@@ -5,8 +5,9 @@ With centres xm, ym and half-widths rx, ry of the factors' boxes, and any rho, s
     x y >= xm y + ym x - xm ym - rx ry - rho   (ry (x - xm) + rx (y - ym))
     x y <= xm y + ym x - xm ym + rx ry + sigma (ry (x - xm) - rx (y - ym))
 
-rho = 1, -1 (sigma likewise) are the two planes below (above) the product, and 0 is their mean, which is where CROWN
-starts: its slopes are those of the product at the centre, its greatest error over the box the least possible.
+rho = 1, -1 (sigma likewise) are the two planes below (above) the product; all of them have one value at the centre. The
+least value over the box is greatest for every rho between xm / rx and ym / ry (clamped to [-1, 1]), and the greatest
+value of the upper plane is least for every sigma between xm / rx and -ym / ry: CROWN starts halfway between the two.
 In a MatMul rho is the mean of one number per entry of either factor, so nothing of the size rows x inner x columns is
 ever made: every term is a matrix product of the size of the coefficients.
 """
@@ -107,21 +108,31 @@ class _ProductRelaxation(LocalRelaxation):
         if self._spec is None:
             carriers = self._carriers()
             index = carriers.any(0).nonzero().squeeze(-1) if self.pinned is None else self.pinned
-            initial = torch.zeros(carriers.shape[0], 2, len(index), dtype=self.xm.dtype, device=self.xm.device)
-            self._spec = AlphaSpec(index, initial, -1.0, 1.0)
+            self._spec = AlphaSpec(index, self._start()[:, :, index], -1.0, 1.0)
         return self._spec
 
-    def _dense(self, alpha: Tensor) -> Tensor:
-        """``[B, T, 2, u] -> [B, T, 2, n]``, 0 where no mix is."""
+    def _start(self) -> Tensor:
+        """The mixes where CROWN starts, ``[B, 2, n]``."""
+        raise NotImplementedError
+
+    def _dense(self, alpha: Tensor | None) -> Tensor:
+        """``[B, T, 2, u] -> [B, T, 2, n]``; the start where no variable is."""
+        start = self._start().unsqueeze(1)
+        if alpha is None:
+            return start
         index = self.alpha.index
-        count = self._carriers().shape[1]
-        if len(index) == count:  # sorted, so it is the identity
+        if len(index) == start.shape[3]:  # sorted, so it is the identity
             return alpha
-        return alpha.new_zeros(*alpha.shape[:3], count).index_copy(3, index, alpha)
+        return start.expand(alpha.shape[0], alpha.shape[1], -1, -1).index_copy(3, index, alpha)
 
     def _sides(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Centres and half-widths with an axis for rows."""
         return self.xm.unsqueeze(1), self.ym.unsqueeze(1), self.rx.unsqueeze(1), self.ry.unsqueeze(1)
+
+
+def _ratio(center: Tensor, radius: Tensor) -> Tensor:
+    """Where a box lies, from -1 (below 0) to 1 (above 0)."""
+    return torch.where(radius > 0, (center / torch.where(radius > 0, radius, 1.0)).clamp(-1, 1), 0.0)
 
 
 class MulRelaxation(_ProductRelaxation):
@@ -130,14 +141,17 @@ class MulRelaxation(_ProductRelaxation):
     def _carriers(self) -> Tensor:
         return ((self.rx != 0) & (self.ry != 0)).flatten(1)
 
+    def _start(self) -> Tensor:
+        of_x, of_y = _ratio(self.xm, self.rx), _ratio(self.ym, self.ry)
+        return torch.stack([of_x + of_y, of_x - of_y], 1).flatten(2) / 2
+
     def pull(self, coef: Tensor, alpha: Tensor | None = None, owned: bool = False) -> Pulled:
         xm, ym, rx, ry = self._sides()
         on_x, on_y = coef * ym, coef * xm
         bias = coef * xm * ym - coef.abs() * (rx * ry + (self.x_size * self.y_size).unsqueeze(1))
-        if alpha is not None:
-            rho, sigma = self._dense(alpha).unflatten(3, coef.shape[2:]).unbind(2)
-            low, high = positive_part(coef) * rho, negative_part(coef) * sigma
-            on_x, on_y = on_x + (high - low) * ry, on_y - (high + low) * rx
+        rho, sigma = self._dense(alpha).unflatten(3, coef.shape[2:]).unbind(2)
+        low, high = positive_part(coef) * rho, negative_part(coef) * sigma
+        on_x, on_y = on_x + (high - low) * ry, on_y - (high + low) * rx
         bias = (bias - on_x * xm - on_y * ym).flatten(2).sum(-1)
         return Pulled((on_x, on_y), bias)
 
@@ -170,15 +184,17 @@ class MatMulRelaxation(_ProductRelaxation):
         turned = ym.transpose(-1, -2)
         on_x, on_y = coef @ turned, xm.transpose(-1, -2) @ coef
         bias = coef * (xm @ ym) - coef.abs() * (rx @ ry + (self.x_size @ self.y_size).unsqueeze(1))
-        if alpha is not None:
-            more_x, more_y = self._mixed(coef, alpha, rx, ry)
-            on_x, on_y = on_x + more_x, on_y + more_y
+        more_x, more_y = self._mixed(coef, self._dense(alpha), rx, ry)
+        on_x, on_y = on_x + more_x, on_y + more_y
         total = bias.flatten(2).sum(-1) - (on_x * xm).flatten(2).sum(-1) - (on_y * ym).flatten(2).sum(-1)
         return Pulled((on_x, on_y), total)
 
-    def _mixed(self, coef: Tensor, alpha: Tensor, rx: Tensor, ry: Tensor) -> tuple[Tensor, Tensor]:
-        """What the mixes add to both factors' coefficients."""
-        dense = self._dense(alpha)
+    def _start(self) -> Tensor:
+        of_x, of_y = _ratio(self.xm, self.rx).flatten(1), _ratio(self.ym, self.ry).flatten(1)
+        return torch.stack([torch.cat([of_x, of_y], 1), torch.cat([of_x, -of_y], 1)], 1)
+
+    def _mixed(self, coef: Tensor, dense: Tensor, rx: Tensor, ry: Tensor) -> tuple[Tensor, Tensor]:
+        """What the mixes ``[B, 1 or T, 2, n]`` add to both factors' coefficients."""
         size = self.rx[0].numel()
         of_x = dense[..., :size].unflatten(3, self.rx.shape[1:]) / 2
         of_y = dense[..., size:].unflatten(3, self.ry.shape[1:]) / 2

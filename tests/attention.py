@@ -29,7 +29,7 @@ def _weights(seed: int, dtype: torch.dtype) -> list[Dense]:
 
 
 def attention(seed: int, dtype: torch.dtype = torch.float64, pairs: bool = True, block_mib: float = 16.0) -> Graph:
-    """Embedding, one attention head, a residual, a ReLU, a gate ``h * exp(h) / sum(exp(h))``, a head."""
+    """Embedding, one attention head, a residual, a ReLU, a gate ``h * exp(h / 5) / (10 + sum(exp(h / 5)))``, a head."""
     embed, query, key, value, out, head = _weights(seed, dtype)
     build = Builder((INPUTS,), block_mib)
     shape = (TOKENS, WIDTH)
@@ -47,9 +47,10 @@ def attention(seed: int, dtype: torch.dtype = torch.float64, pairs: bool = True,
         p = build.add(Softmax(TOKENS), (scores,), (TOKENS, TOKENS))
     mixed = build.add(MatMul(), (p, dense(value, x)), shape)
     hidden = build.relu(build.add(Add(), (dense(out, mixed), x), shape))
-    half = build.add(Affine(torch.tensor(0.5, dtype=dtype), None), (hidden,), shape)
-    grown = build.add(Exp(), (half,), shape)
+    part = build.add(Affine(torch.tensor(0.2, dtype=dtype), None), (hidden,), shape)
+    grown = build.add(Exp(), (part,), shape)
     total = build.add(ReduceSum((1,), True, shape), (grown,), (TOKENS, 1))
+    total = build.add(Affine(None, torch.tensor(10.0, dtype=dtype)), (total,), (TOKENS, 1))
     share = build.add(Reciprocal(), (total,), (TOKENS, 1))
     shares = build.add(MatMul(), (share, _ones(build, grown, dtype)), shape)
     gated = build.add(Mul(), (build.add(Mul(), (hidden, grown), shape), shares), shape)
@@ -75,7 +76,7 @@ def run_attention(seed: int, dtype: torch.dtype = torch.float64) -> Callable[[Te
         tokens = dense(embed, x).reshape(-1, TOKENS, WIDTH)
         p = torch.softmax(dense(query, tokens) @ dense(key, tokens).transpose(1, 2), -1)
         hidden = torch.relu(dense(out, p @ dense(value, tokens)) + tokens)
-        grown = torch.exp(0.5 * hidden)
-        return dense(head, (hidden * grown / grown.sum(-1, keepdim=True)).flatten(1))
+        grown = torch.exp(0.2 * hidden)
+        return dense(head, (hidden * grown / (10 + grown.sum(-1, keepdim=True))).flatten(1))
 
     return forward

@@ -269,7 +269,7 @@ class _Joint:
                 if start is None:
                     continue
                 found = self._bound_start(start, relaxations)
-                boxes[source] = merge(self.base.boxes[source], start.index, found, intersect=False)
+                boxes[source] = merge(self.base.boxes[source], start.index, found, intersect=self._partial(source))
                 self.best_boxes[source] = self.best_boxes[source].intersect(boxes[source])
             changed = any(boxes[i] is not self.base.boxes[i] for i in node.inputs)
             if not changed:
@@ -279,6 +279,10 @@ class _Joint:
             relaxation.pinned = self.pinned.get(node.id)
             relaxations[node.id] = relaxation
         return relaxations
+
+    def _partial(self, node_id: int) -> bool:
+        """Whether something that reads the node is not defined everywhere (a quotient, a root)."""
+        return any(getattr(self.graph.nodes[user].op, "partial", False) for user in self.graph.users[node_id])
 
     def _bound_start(self, start: StartNode, relaxations: Relaxations) -> Interval:
         """Bounds of one start node's neurons under the present slopes."""

@@ -8,6 +8,7 @@ from auto_LiRPA.operators.arithmetic import Affine
 from auto_LiRPA.operators.bilinear import MatMul, Mul
 from auto_LiRPA.operators.exponential import Reciprocal
 from auto_LiRPA.operators.smooth import Power
+from auto_LiRPA.operators.softmax import PairSoftmax, Softmax
 
 
 def product(view: NodeView, x: Activation, y: Activation) -> Activation:
@@ -31,6 +32,7 @@ def matrix_product(view: NodeView, x: Activation, y: Activation) -> Activation:
     """``x @ y``: one product per leading index; the batch is a leading axis of both (or of neither)."""
     if min(x.rank, y.rank) < 2:
         return view.unsupported("a product of a vector and a matrix that both depend on the input has no rules here")
+    averages = isinstance(view.assembler.nodes[x.node].op, (PairSoftmax, Softmax)) and _last_axis_kept(view, x)
     rank = max(x.rank, y.rank)
     x, y = view.aligned(_whole(view, x), rank), view.aligned(_whole(view, y), rank)
     if x.batch != y.batch:
@@ -39,7 +41,12 @@ def matrix_product(view: NodeView, x: Activation, y: Activation) -> Activation:
         return view.wrong(f"the inner lengths {x.shape[-1]} and {y.shape[-2]} differ")
     lead = view.broadcast(x.shape[:-2], y.shape[:-2])
     x, y = view.expanded(x, (*lead, *x.shape[-2:])), view.expanded(y, (*lead, *y.shape[-2:]))
-    return view.emit(MatMul(), (x, y), (*lead, x.shape[-2], y.shape[-1]))
+    return view.emit(MatMul(averages), (x, y), (*lead, x.shape[-2], y.shape[-1]))
+
+
+def _last_axis_kept(view: NodeView, x: Activation) -> bool:
+    """Whether the value's last axis is the one that its Softmax went along."""
+    return x.shape == view.assembler.nodes[x.node].shape and x.batch != x.rank - 1
 
 
 def _whole(view: NodeView, x: Activation) -> Activation:

@@ -50,7 +50,12 @@ class Mul(NonlinearOperator):
 
 @dataclass(frozen=True)
 class MatMul(NonlinearOperator):
-    """``x @ y`` of ``[*lead, n, k]`` and ``[*lead, k, m]``, equal leading axes. alpha as in Mul, per factor's entry."""
+    """``x @ y`` of ``[*lead, n, k]`` and ``[*lead, k, m]``, equal leading axes. alpha as in Mul, per factor's entry.
+
+    ``averages``: each row of x is known to be at least 0 and to sum to 1 (a Softmax), so the interval is that of means.
+    """
+
+    averages: bool = False
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return inputs[0] @ inputs[1]
@@ -64,7 +69,10 @@ class MatMul(NonlinearOperator):
         for start in range(0, x.lower.shape[-2], step):
             low, high = (s.narrow(-2, start, min(step, s.shape[-2] - start)).unsqueeze(-1) for s in (x.lower, x.upper))
             box = _extremes(low * inner[0], low * inner[1], high * inner[0], high * inner[1])
-            parts.append(Interval(box.lower.sum(-2), box.upper.sum(-2)))
+            part = Interval(box.lower.sum(-2), box.upper.sum(-2))
+            if self.averages:
+                part = part.intersect(Interval(_least_mean(low, high, inner[0]), -_least_mean(low, high, -inner[1])))
+            parts.append(part)
         return Interval(torch.cat([p.lower for p in parts], -2), torch.cat([p.upper for p in parts], -2))
 
     def relax(self, *boxes: Interval) -> Relaxation:
@@ -73,6 +81,21 @@ class MatMul(NonlinearOperator):
     def needs_tightening(self, *boxes: Interval) -> tuple[Tensor, ...]:
         x, y = (~(b.lower == b.upper) for b in boxes)
         return x & y.any(-1, keepdim=True).transpose(-1, -2), y & x.any(-2, keepdim=True).transpose(-1, -2)
+
+
+def _least_mean(low: Tensor, high: Tensor, y: Tensor) -> Tensor:
+    """Least ``sum_k p_k y_k`` over ``low <= p <= high`` with sum 1, along the axis before the last.
+
+    All take their least share, and what is left goes to the smallest y first. ``low``, ``high``: ``[..., k, 1]``.
+    """
+    order = torch.sort(y, dim=-2, stable=True).indices
+    room = (high - low).expand(*high.shape[:-1], y.shape[-1]).gather(-2, order.expand(*high.shape[:-1], y.shape[-1]))
+    left = 1 - low.sum(-2, keepdim=True)
+    taken = torch.minimum((left - (room.cumsum(-2) - room)).clamp_min(0), room)
+    values = y.gather(-2, order).expand(taken.shape)
+    # rounding: the shares may add up to a little more or less than 1
+    slack = 4 * y.shape[-2] * torch.finfo(y.dtype).eps * y.abs().amax(-2)
+    return (low * y).sum(-2) + (taken * values).sum(-2) - slack
 
 
 def _extremes(*ends: Tensor) -> Interval:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ class Reciprocal(SmoothOperator):
     Raises:
         ModelError: by `interval` and `relax`, where a box reaches 0.
     """
+
+    partial: ClassVar[bool] = True
 
     def curve(self) -> Curve:
         return Power(-1.0).curve()

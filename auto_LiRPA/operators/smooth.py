@@ -224,6 +224,7 @@ class Power(SmoothOperator):
     """
 
     exponent: float
+    partial: ClassVar[bool] = True
 
     @property
     def _whole(self) -> bool:

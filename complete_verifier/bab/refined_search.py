@@ -11,6 +11,7 @@ import torch
 
 from auto_LiRPA.parallel.numerics import full_precision
 from complete_verifier.bab.keeper import Keeper
+from complete_verifier.bab.nonlinear_search import nonlinear_search, splits_nonlinear
 from complete_verifier.bab.refine import RefineSettings, can_refine, refine_boxes
 from complete_verifier.bab.search import OnCandidate, OnProgress, ascent_settings, make_tiling, search
 from complete_verifier.bab.settings import BabProgress, BabResult, BabSettings
@@ -46,6 +47,8 @@ def refined_search(
             attempt before the refinement: it would not be kept.
         resumed: ``start`` comes from a checkpoint, and was refined then.
     """
+    if settings.nonlinear and make_keeper is None and not resumed and splits_nonlinear(problem):
+        return nonlinear_search(problem, start, settings, on_progress)
     if share is None or resumed or settings.synchronous or not can_refine(problem):
         return search(problem, start, settings, on_progress, on_candidate, make_keeper and make_keeper(start))
     began = time.monotonic()

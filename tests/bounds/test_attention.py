@@ -58,7 +58,7 @@ def test_the_graph_is_the_function() -> None:
         torch.testing.assert_close(evaluate(attention(1, pairs=pairs), x), run_attention(1)(x))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 10**4),
     method=st.sampled_from(list(Method)),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from auto_LiRPA.operators.base import LinearBounds
+from auto_LiRPA.operators.bilinear import MatMul
 from auto_LiRPA.operators.softmax import Differences, PairSoftmax, Softmax
 from auto_LiRPA.values import Interval
 
@@ -121,3 +122,27 @@ def test_intervals_are_exact_for_independent_entries() -> None:
     torch.testing.assert_close(image.lower[0], p.amin(0), rtol=1e-9, atol=0)
     torch.testing.assert_close(image.upper[0], p.amax(0), rtol=1e-9, atol=0)
     assert math.isclose(float(image.upper[0, 1]), 1.0, rel_tol=1e-2) or float(image.upper[0, 1]) > 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_means_are_bounded_as_by_linear_programs(seed: int) -> None:
+    """``x @ y`` with rows of x on the simplex: the interval equals what an LP finds for every entry."""
+    from scipy.optimize import linprog
+
+    generator = torch.Generator().manual_seed(seed)
+    inner = 2 + seed
+    p = torch.softmax(2 * torch.randn(2, 3, inner, generator=generator, dtype=torch.float64), -1)
+    radius = 0.3 * torch.rand(2, 3, inner, generator=generator, dtype=torch.float64)
+    x = Interval((p - radius).clamp_min(0), (p + radius).clamp_max(1))
+    center = torch.randn(2, inner, 4, generator=generator, dtype=torch.float64)
+    y = Interval(center - 0.1, center + 0.2)
+    image, plain = MatMul(True).interval(x, y), MatMul().interval(x, y)
+    assert (image.lower >= plain.lower).all() and (image.upper <= plain.upper).all()
+    for b in range(2):
+        for i in range(3):
+            limits = list(zip(x.lower[b, i].tolist(), x.upper[b, i].tolist(), strict=True))
+            for j in range(4):
+                for sign, ends, found in ((1, y.lower, image.lower), (-1, y.upper, image.upper)):
+                    cost = sign * ends[b, :, j].numpy()
+                    solved = linprog(cost, A_eq=[[1.0] * inner], b_eq=[1.0], bounds=limits)
+                    assert sign * float(found[b, i, j]) == pytest.approx(solved.fun, abs=1e-9)

@@ -8,7 +8,6 @@ from auto_LiRPA.operators.arithmetic import Affine
 from auto_LiRPA.operators.bilinear import MatMul, Mul
 from auto_LiRPA.operators.exponential import Reciprocal
 from auto_LiRPA.operators.smooth import Power
-from auto_LiRPA.operators.softmax import PairSoftmax, Softmax
 
 
 def product(view: NodeView, x: Activation, y: Activation) -> Activation:
@@ -32,7 +31,7 @@ def matrix_product(view: NodeView, x: Activation, y: Activation) -> Activation:
     """``x @ y``: one product per leading index; the batch is a leading axis of both (or of neither)."""
     if min(x.rank, y.rank) < 2:
         return view.unsupported("a product of a vector and a matrix that both depend on the input has no rules here")
-    averages = isinstance(view.assembler.nodes[x.node].op, (PairSoftmax, Softmax)) and _last_axis_kept(view, x)
+    averages = getattr(view.assembler.nodes[x.node].op, "on_simplex", False) and _last_axis_kept(view, x)
     rank = max(x.rank, y.rank)
     x, y = view.aligned(_whole(view, x), rank), view.aligned(_whole(view, y), rank)
     if x.batch != y.batch:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -88,6 +89,7 @@ class PairSoftmax(NonlinearOperator):
     """Softmax of ``length`` entries from the differences ``x_k - x_j`` of all pairs j < k (`Differences`)."""
 
     length: int
+    on_simplex: ClassVar[bool] = True  # the last axis is at least 0 and sums to 1
 
     def forward(self, *inputs: Tensor) -> Tensor:
         (t,) = inputs
@@ -108,6 +110,7 @@ class Softmax(NonlinearOperator):
     """Softmax over the last axis, which has ``length`` entries."""
 
     length: int
+    on_simplex: ClassVar[bool] = True  # the last axis is at least 0 and sums to 1
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return torch.softmax(inputs[0], -1)

@@ -102,8 +102,15 @@ def test_domains_hold_at_their_points(seed: int) -> None:
     boxes = cut_boxes(domains, search.sources, start.intermediate, torch.zeros(len(domains), dtype=torch.long))
     for source in make_sources(problem.graph, start.intermediate):
         assert (boxes[source.node].lower <= boxes[source.node].upper).all()
-    # multipliers of any size keep the bound sound
     terms = split_terms(domains, search.sources, boxes).terms
+    assert terms
+    for node, term in terms.items():
+        assert term.point is not None and (term.sign != 0).any()
+        cut = boxes[node].pick(term.index)
+        for z in (cut.lower, cut.upper):
+            # what a multiplier adds to the bound is never above 0 on the domain, and 0 somewhere
+            assert (term.sign * (term.point - z) <= 0).all()
+    # multipliers of any size keep the bound sound
     grown = {k: type(t)(t.index, torch.rand_like(t.beta), t.sign, t.point) for k, t in terms.items()}
     rows = spec_rows(problem.graph, row.reshape(1, 1, -1))
     lower = concretize(

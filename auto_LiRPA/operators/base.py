@@ -243,8 +243,11 @@ class NonlinearOperator(Operator):
 
     linear: ClassVar[bool] = False
     support: ClassVar[Support] = "relaxed"
-    # True: not defined for every number, so bounds of its input may never reach beyond what is known of it
-    partial: ClassVar[bool] = False
+
+    @property
+    def partial(self) -> bool:
+        """True: not defined for every number, so bounds of its input may never reach beyond what is known of it."""
+        return False
 
     @abstractmethod
     def relax(self, *boxes: Interval) -> Relaxation:

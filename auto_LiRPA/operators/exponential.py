@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,7 +36,9 @@ class Reciprocal(SmoothOperator):
         ModelError: by `interval` and `relax`, where a box reaches 0.
     """
 
-    partial: ClassVar[bool] = True
+    @property
+    def partial(self) -> bool:
+        return True
 
     def curve(self) -> Curve:
         return Power(-1.0).curve()

@@ -224,7 +224,10 @@ class Power(SmoothOperator):
     """
 
     exponent: float
-    partial: ClassVar[bool] = True
+
+    @property
+    def partial(self) -> bool:
+        return not self._whole
 
     @property
     def _whole(self) -> bool:

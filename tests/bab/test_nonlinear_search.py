@@ -21,7 +21,7 @@ from complete_verifier.problem import Clauses, Clock, Problem
 from tests.attention import INPUTS, OUTPUTS, attention, run_attention
 from tests.nets import dense_layers, mlp
 
-SETTINGS = BabSettings(batch_size=16, iterations=8, lr_alpha=0.1, lr_beta=0.1, max_iterations=30)
+SETTINGS = BabSettings(batch_size=16, iterations=10, lr_alpha=0.1, lr_beta=0.1, max_iterations=40)
 
 
 def _region(seed: int, eps: float) -> Box:
@@ -58,18 +58,16 @@ def _problem(seed: int, eps: float, row: Tensor, rhs: float) -> Problem:
 def test_closes_what_the_root_leaves_open_and_nothing_false(seed: int) -> None:
     """A counterexample is ``row . y <= rhs``: with rhs above the least value one exists, so nothing may be closed."""
     row = torch.randn(OUTPUTS, generator=torch.Generator().manual_seed(seed + 50), dtype=torch.float64)
-    least = _least(seed, _region(seed, 0.3), row)
-    easy = _problem(seed, 0.3, row, least - 1.0)
-    root = run_incomplete(easy, IncompleteSettings()).lower
-    gap = least - float(root.max())
+    least = _least(seed, _region(seed, 0.5), row)
+    hopeless = _problem(seed, 0.5, row, least + 1.0)
+    gap = least - float(run_incomplete(hopeless, IncompleteSettings()).lower.max())
     assert gap > 0
-    # just above what the root can prove, with a third of its gap to spare
-    provable = _problem(seed, 0.3, row, least - 0.6 * gap)
+    provable = _problem(seed, 0.5, row, least - 0.8 * gap)
     start = run_incomplete(provable, IncompleteSettings())
     assert not bool(start.proven.any())
     found = nonlinear_search(provable, start, SETTINGS)
     assert found.closed and found.rounds >= 1, found
-    false = _problem(seed, 0.3, row, least + 0.01 * gap)
+    false = _problem(seed, 0.5, row, least + 0.01 * gap)
     found = nonlinear_search(false, run_incomplete(false, IncompleteSettings()), SETTINGS)
     assert not found.closed and found.stopped_by
 

@@ -222,6 +222,7 @@ class _Joint:
         self.moments = {key: Moments.zero(list(value.values())) for key, value in self.slopes.items()}
         self.best_boxes: dict[int, Interval] = dict(base.boxes)
         self.sums = TileSums(context.rows)
+        self.won: dict[int, Interval] = {}  # of boxes that stay inside the base's: where the new bounds are tighter
 
     def _pass_bytes(self) -> int:
         """Bytes of the coefficients at all nonlinear nodes, over all tiles of all start nodes."""
@@ -314,6 +315,8 @@ class _Joint:
                 if start is None:
                     continue
                 found = self._bound_start(start, relaxations)
+                if self._partial(source):
+                    found = self._inside_base(start, found)
                 boxes[source] = merge(self.base.boxes[source], start.index, found, intersect=False)
                 self.best_boxes[source] = self.best_boxes[source].intersect(boxes[source])
             changed = any(boxes[i] is not self.base.boxes[i] for i in node.inputs)
@@ -324,6 +327,17 @@ class _Joint:
             relaxation.pinned = self.pinned.get(node.id)
             relaxations[node.id] = relaxation
         return relaxations
+
+    def _partial(self, node_id: int) -> bool:
+        """Whether something that reads the node is not defined everywhere (a quotient, a root)."""
+        return any(getattr(self.graph.nodes[user].op, "partial", False) for user in self.graph.users[node_id])
+
+    def _inside_base(self, start: StartNode, found: Interval) -> Interval:
+        """Bounds intersected with the base's; where the base won, the rows get no weight in the gradient."""
+        base = self.base.boxes[start.node].pick(start.index)
+        better = found.intersect(base)
+        self.won[start.node] = Interval((better.lower == found.lower).detach(), (better.upper == found.upper).detach())
+        return better
 
     def _bound_start(self, start: StartNode, relaxations: Relaxations) -> Interval:
         """Bounds of one start node's neurons under the present slopes."""
@@ -388,6 +402,9 @@ class _Joint:
             if self.graph.spread is not None:
                 seed = self.graph.spread.whole_of(start.node, seed)
             picked = seed.pick(start.index)
+            if start.node in self.won:
+                won = self.won[start.node]
+                picked = Interval(picked.lower * won.lower, picked.upper * won.upper)
 
             def tile_of(position: int, start: StartNode = start, picked: Interval = picked) -> tuple[Rows, Tensor]:
                 tile = start.tiles[position]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from auto_LiRPA.graph import (
     builders_activation,
     builders_arithmetic,
+    builders_exponential,
     builders_indexing,
     builders_linear,
     builders_reduce,
@@ -18,6 +19,7 @@ from auto_LiRPA.graph.node_view import Builder
 BUILDERS: Mapping[str, Builder] = {
     **builders_activation.BUILDERS,
     **builders_arithmetic.BUILDERS,
+    **builders_exponential.BUILDERS,
     **builders_indexing.BUILDERS,
     **builders_linear.BUILDERS,
     **builders_reduce.BUILDERS,

@@ -7,10 +7,10 @@ from functools import reduce
 
 import torch
 
+from auto_LiRPA.graph.builders_products import product, quotient
 from auto_LiRPA.graph.layout import Activation, Constant, Value
 from auto_LiRPA.graph.node_view import Builder, NodeView
 from auto_LiRPA.operators.arithmetic import Add, Affine, Sub
-from auto_LiRPA.operators.smooth import Power
 
 
 def build_add(view: NodeView) -> Value:
@@ -52,12 +52,10 @@ def build_sub(view: NodeView) -> Value:
 
 
 def build_mul(view: NodeView) -> Value:
-    """``x * c``, or ``x * x``."""
+    """``x * y``; two values that both depend on the input are bounded by planes."""
     a, b = _operand(view, 0), _operand(view, 1)
     if isinstance(a, Activation) and isinstance(b, Activation):
-        if a == b:
-            return view.emit(Power(2.0), (a,), a.shape)
-        return view.unsupported("a product of two values that both depend on the input has no rules here")
+        return product(view, a, b)
     x, c = (a, b) if isinstance(a, Activation) else (b, a)
     assert isinstance(x, Activation) and isinstance(c, Constant)
     x, scale = view.with_constant(x, c.tensor)
@@ -65,10 +63,11 @@ def build_mul(view: NodeView) -> Value:
 
 
 def build_div(view: NodeView) -> Value:
-    """``x / c``."""
+    """``x / y``; a divisor that depends on the input must have bounds on one side of 0."""
     a, b = _operand(view, 0), _operand(view, 1)
-    if not isinstance(a, Activation) or not isinstance(b, Constant):
-        return view.unsupported("a quotient whose divisor depends on the input has no rules here")
+    if isinstance(b, Activation):
+        return quotient(view, a, b)
+    assert isinstance(a, Activation)
     if bool((b.tensor.detach() == 0).any()):
         return view.wrong("the divisor holds a zero")
     x, scale = view.with_constant(a, view.computed(torch.reciprocal, b))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from auto_LiRPA.graph.builders_products import matrix_product
 from auto_LiRPA.graph.layout import Activation, Constant, Value
 from auto_LiRPA.graph.node_view import Builder, NodeView
 from auto_LiRPA.operators.arithmetic import Add, Affine
@@ -14,13 +15,13 @@ from auto_LiRPA.operators.linear import Linear
 
 
 def build_matmul(view: NodeView) -> Value:
-    """MatMul: one side has to be a constant."""
+    """Matrix products, of a value and a constant or of two values."""
     left, right = view.input(0), view.input(1)
     if isinstance(left, Activation) and isinstance(right, Constant):
         return times_constant(view, left, right)
     if isinstance(left, Constant) and isinstance(right, Activation):
         return constant_times(view, left, right)
-    return view.unsupported("a product of two values that both depend on the input has no rules here")
+    return matrix_product(view, view.activation(0), view.activation(1))
 
 
 def build_gemm(view: NodeView) -> Value:

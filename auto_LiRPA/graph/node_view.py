@@ -237,11 +237,11 @@ class NodeView:
             x, y = self.without_batch(x, one_sample=True), self.without_batch(y, one_sample=True)
         x, y = self.aligned(x, rank), self.aligned(y, rank)
         if x.batch != y.batch:
-            x, y = self._one_batch(x, y)
+            x, y = self.one_batch(x, y)
         shape = self.broadcast(x.shape, y.shape)
         return self.expanded(x, shape), self.expanded(y, shape)
 
-    def _one_batch(self, x: Activation, y: Activation) -> tuple[Activation, Activation]:
+    def one_batch(self, x: Activation, y: Activation) -> tuple[Activation, Activation]:
         """Bring two values of equal rank with different batch axes to one: that of either, or none."""
         for first, second, swapped in ((x, y, False), (y, x, True)):
             if first.batch is not None and second.batch is None and second.shape[first.batch] == 1:

@@ -247,6 +247,11 @@ class NonlinearOperator(Operator):
     linear: ClassVar[bool] = False
     support: ClassVar[Support] = "relaxed"
 
+    @property
+    def partial(self) -> bool:
+        """True: not defined for every number, so bounds of its input may never reach beyond what is known of it."""
+        return False
+
     @abstractmethod
     def relax(self, *boxes: Interval) -> Relaxation:
         """Relaxation over the given boxes, one ``[B, *in_i]`` per input."""

@@ -226,6 +226,10 @@ class Power(SmoothOperator):
     exponent: float
 
     @property
+    def partial(self) -> bool:
+        return not self._whole
+
+    @property
     def _whole(self) -> bool:
         return self.exponent >= 0 and float(self.exponent).is_integer()
 

@@ -36,6 +36,8 @@ class BabSettings:
     half_variables: bool = True  # alphas and betas rest as float16 between rounds (sound: any value in range is)
     clip: ClipSettings | None = None  # tighten the boxes of each domain by what its splits say about the input
     record_ledger: bool = False
+    # inputs of curves and products are split too, where the network has any (bab/nonlinear_search.py)
+    nonlinear: bool = False
 
 
 @dataclass(frozen=True, slots=True)

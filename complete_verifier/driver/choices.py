@@ -138,6 +138,7 @@ def bab_settings(config: Config) -> BabSettings:
         synchronous=config.bab.force_synchronous,
         half_variables=config.solver.alpha_crown.alpha_dtype == "float16",
         clip=_clip_settings(config),
+        nonlinear=not (branching.nonlinear_split.disable or branching.nonlinear_split.relu_only),
     )
 
 

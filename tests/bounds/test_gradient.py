@@ -13,16 +13,20 @@ from auto_LiRPA.bounds.optimize import initial_slopes
 from auto_LiRPA.bounds.settings import AlphaSettings, BoundSettings
 from auto_LiRPA.bounds.sweep import sweep
 from auto_LiRPA.graph.ir import Graph
+from auto_LiRPA.operators.activation import Relu
 from auto_LiRPA.operators.base import Relaxation
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.settings import ParallelSettings
 from auto_LiRPA.values import Box, LpBall, Region
+from tests.attention import attention
 from tests.nets import dense_layers, mlp, residual
 
 SETTINGS = BoundSettings(compare_with_ibp=False)
 
 
 def _graph(kind: str, seed: int) -> Graph:
+    if kind == "attention":
+        return attention(seed, block_mib=1e-4)
     sizes = [4, 7, 7, 7, 3]
     return (mlp if kind == "mlp" else residual)(dense_layers(sizes, seed), block_mib=1e-4)
 
@@ -43,7 +47,7 @@ def _free(relaxation: Relaxation) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("p", [float("inf"), 2.0, 1.0])
-@pytest.mark.parametrize("kind", ["mlp", "residual"])
+@pytest.mark.parametrize("kind", ["mlp", "residual", "attention"])
 @pytest.mark.parametrize("seed", range(4))
 def test_slopes_and_multipliers_with_fixed_boxes(kind: str, p: float, seed: int) -> None:
     """d bound / d alpha and d bound / d beta of one tile equal autograd's."""
@@ -59,10 +63,12 @@ def test_slopes_and_multipliers_with_fixed_boxes(kind: str, p: float, seed: int)
         source = graph.nodes[node_id].inputs[0]
         spec = base.relaxations[node_id].alpha
         assert spec is not None
-        shape = (2, len(spec.index))
+        # slopes of a product or a softmax are not numbered by the neurons of their first input
+        index = spec.index if isinstance(graph.nodes[node_id].op, Relu) else torch.arange(3)
+        shape = (2, len(index))
         sign = torch.randint(-1, 2, shape, generator=gen).double()
         point = torch.rand(shape, generator=gen, dtype=torch.float64) if seed % 2 else None
-        splits[source] = SplitTerm(spec.index, torch.rand(shape, generator=gen, dtype=torch.float64), sign, point)
+        splits[source] = SplitTerm(index, torch.rand(shape, generator=gen, dtype=torch.float64), sign, point)
     weight = torch.rand(2, 3, generator=gen, dtype=torch.float64)
 
     leaves = {k: v.clone().requires_grad_() for k, v in slopes.items()}
@@ -84,7 +90,7 @@ def test_slopes_and_multipliers_with_fixed_boxes(kind: str, p: float, seed: int)
         torch.testing.assert_close(found.betas[key], leaf.grad, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "residual"])
+@pytest.mark.parametrize("kind", ["mlp", "residual", "attention"])
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("tile_rows", ["auto", 3])
 @pytest.mark.parametrize("keep_passes", [True, False])

@@ -11,17 +11,17 @@ import onnxruntime
 import pytest
 import torch
 
-from auto_LiRPA.errors import UnsupportedOperator
 from auto_LiRPA.graph.module import load_onnx
 from auto_LiRPA.graph.onnx_reader import read_onnx
 from auto_LiRPA.graph.run import evaluate
 from auto_LiRPA.parallel.store import LocalStore
 from tests.support import ROOT, shared_dir
 
-FAMILIES = ("acasxu", "collins_rul_cnn", "mnist_fc", "oval21", "reach_prob_density", "rl_benchmarks", "sri_resnet_a")
+FAMILIES = (
+    "acasxu", "collins_rul_cnn", "mnist_fc", "oval21", "reach_prob_density", "rl_benchmarks", "sri_resnet_a", "vit"
+)  # fmt: skip
 FOLDER = ROOT.parent / "shared" / "benchmarks"
 NETS = sorted(str(p.relative_to(FOLDER)) for f in FAMILIES for p in (FOLDER / f / "onnx").glob("*.onnx"))
-VIT = sorted(str(p.relative_to(FOLDER)) for p in (FOLDER / "vit" / "onnx").glob("*.onnx"))
 
 
 def runner(path: Path) -> onnxruntime.InferenceSession:
@@ -60,10 +60,3 @@ def test_gzipped_file_is_the_same_network(tmp_path: Path) -> None:
         shutil.copyfileobj(source, target)
     x = torch.rand(2, 1, 1, 5)
     assert torch.equal(load_onnx(packed)(x), load_onnx(path)(x))
-
-
-@pytest.mark.parametrize("name", VIT)
-def test_vision_transformers_end_at_their_first_product_of_two_branches(name: str) -> None:
-    """Their shape arithmetic, class token and attention reshapes are read; products of branches come later."""
-    with pytest.raises(UnsupportedOperator, match=r"MatMul.*both depend on the input"):
-        read_onnx(shared_dir("benchmarks", *name.split("/")), LocalStore())

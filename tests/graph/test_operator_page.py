@@ -44,6 +44,8 @@ C6, HALF, TWO = weights(6), np.float32(0.5), np.float32(2)
 STATISTICS = {"g": weights(2), "b": weights(2), "m": weights(2), "v": weights(2) ** 2}
 NETWORKS: dict[str, onnx.ModelProto] = {
     **{name: _one(node(name, "x")) for name in ("Relu", "LeakyRelu", "Abs", "Sign", "Sigmoid", "Tanh")},
+    **{name: _one(node(name, "x")) for name in ("Exp", "Sqrt", "Reciprocal", "Softmax")},
+    "Where": _one(node("Where", "m x c"), m=np.array([True] * 4 + [False] * 2), c=C6),
     **{name: _one(node(name, "x")) for name in ("Identity", "Dropout", "Neg", "Flatten")},
     **{name: _one(node(name, "x c"), c=C6) for name in ("Add", "Sub", "Mul", "Div", "Sum")},
     **{name: _one(node(name, "x c"), c=HALF) for name in ("Max", "Min")},

@@ -123,12 +123,6 @@ def test_wrong_inner_length_is_named() -> None:
         read(model([node("MatMul", "x w")], ["N", 4], {"w": weights(5, 3)}))
 
 
-def test_product_of_two_branches_is_refused() -> None:
-    nodes = [node("Relu", "x", "r"), node("Transpose", "r", "t", perm=[0, 2, 1]), node("MatMul", "x t")]
-    with pytest.raises(UnsupportedOperator, match=r"node the_y \(MatMul\).*both depend on the input"):
-        read(model(nodes, ["N", 2, 4]))
-
-
 def test_several_constant_matrices_are_refused() -> None:
     with pytest.raises(UnsupportedOperator, match="several matrices"):
         read(model([node("MatMul", "x w")], ["N", 2, 3, 4], {"w": weights(2, 4, 3)}))

@@ -12,7 +12,9 @@ from torch import Tensor
 from auto_LiRPA.operators.activation import Relu
 from auto_LiRPA.operators.arithmetic import Add, Affine, Sub
 from auto_LiRPA.operators.base import Operator
+from auto_LiRPA.operators.bilinear import MatMul, Mul
 from auto_LiRPA.operators.conv import Conv
+from auto_LiRPA.operators.exponential import Exp, Reciprocal
 from auto_LiRPA.operators.linear import Linear
 from auto_LiRPA.operators.piecewise import Abs, Clip, Sign
 from auto_LiRPA.operators.placed import PlacedAffine
@@ -20,6 +22,7 @@ from auto_LiRPA.operators.pooling import AveragePool, MaxPool
 from auto_LiRPA.operators.reduce import ReduceMean, ReduceSum
 from auto_LiRPA.operators.shape import Concat, Cut, Expand, PadConstant, Reshape, Select, Transpose
 from auto_LiRPA.operators.smooth import Power, Sigmoid, Tanh
+from auto_LiRPA.operators.softmax import Differences, PairSoftmax, Softmax, pair_count
 from auto_LiRPA.parallel.store import LocalWeight, Weight
 from auto_LiRPA.values import Interval, Window
 
@@ -160,6 +163,28 @@ def _two(op: Operator) -> Callable[[Dice], Case]:
     return make
 
 
+def _matmul(d: Dice) -> Case:
+    lead = (d.pick(1, 3),) if d.pick(0, 1) else ()
+    n, k, m = d.pick(1, 4), d.pick(1, 4), d.pick(1, 4)
+    return Case(MatMul(), ((*lead, n, k), (*lead, k, m)))
+
+
+def _softmax(d: Dice) -> Case:
+    shape = _shape(d)
+    return Case(Softmax(shape[-1]), (shape,), scale=2.0)
+
+
+def _pair_softmax(d: Dice) -> Case:
+    # with more than two entries not every value of the pairs is one of differences: test_softmax.py
+    lead = (d.pick(1, 3),) if d.pick(0, 1) else ()
+    return Case(PairSoftmax(2), ((*lead, pair_count(2)),), scale=2.0)
+
+
+def _differences(d: Dice) -> Case:
+    shape = _shape(d, 2)
+    return Case(Differences(shape[-1]), (shape,))
+
+
 def _reshape(d: Dice) -> Case:
     a, b, c = d.pick(1, 3), d.pick(1, 3), d.pick(1, 3)
     return Case(Reshape((a, b * c), (c, b, a)), ((a, b * c),))
@@ -255,6 +280,13 @@ CASES: dict[str, Callable[[Dice], Case]] = {
     "Power 2.5": _scalar(Power(2.5), (0.0, 1.0), least=0.0),
     "Power -1": _scalar(Power(-1.0), (0.125,), least=0.125),
     "Power -1.5": _scalar(Power(-1.5), (0.125,), least=0.125),
+    "Exp": _scalar(Exp()),
+    "Reciprocal": _scalar(Reciprocal(), (0.125,), least=0.125),
+    "Mul": _two(Mul()),
+    "MatMul": _matmul,
+    "Differences": _differences,
+    "PairSoftmax": _pair_softmax,
+    "Softmax": _softmax,
     "MaxPool 1d": _max(1),
     "MaxPool 2d": _max(2),
 }

@@ -125,7 +125,7 @@ def _final_rows(
 ) -> AlphaResult:
     """The rows of the specification alone, tile by tile, over fixed boxes."""
     slopes: dict[int, Mapping[int, Tensor]] = {}
-    iterations = 0
+    iterations, clock = 0, _clock(context, seconds_left)
     # `proven` speaks of all rows of an element, so it can only stop the loop where one tile holds them all
     check = proven if len(spec.tiles) == 1 else None
 
@@ -138,7 +138,7 @@ def _final_rows(
             base.relaxations,
             settings,
             proven=check,
-            seconds_left=seconds_left,
+            seconds_left=clock,
             agree=_agree(context),
         )
         slopes[position] = found.slopes
@@ -146,9 +146,10 @@ def _final_rows(
         return found.lower
 
     def idle() -> None:
-        # an idle rank stops when the others do: its wishes are those of the tile it repeats
+        # an idle rank stops when the others do: it prolongs nothing
+        every = context.weights.every
         optimize_rows(
-            graph, spec.rows(graph, 0, sign), region, base.relaxations, settings, agree=_agree(context)
+            graph, spec.rows(graph, 0, sign), region, base.relaxations, settings, agree=lambda wish: every(True)
         )
 
     lower = spec.join(each_tile(context, len(spec.tiles), compute, spec.result_like(region), idle))
@@ -158,6 +159,15 @@ def _final_rows(
 def _agree(context: DistributedContext) -> Agree | None:
     """How ranks that share weights agree to stop; None where this rank decides for itself."""
     return context.weights.every if context.weights.size > 1 else None
+
+
+def _clock(context: DistributedContext, seconds_left: SecondsLeft | None) -> SecondsLeft | None:
+    """Of ranks that fetch weights together for the same tile: one that stopped earlier would go on with other bounds."""
+    weights = context.weights
+    if seconds_left is None or weights.size == 1 or (context.lockstep and context.rows.size > 1):
+        return seconds_left
+    left = seconds_left
+    return lambda: weights.smallest(left())
 
 
 def _stream_boxes(
@@ -172,7 +182,7 @@ def _stream_boxes(
 
     Iteration 0 is CROWN's own bound of the row, so the best over the iterations is never looser than it.
     """
-    one_by_one = replace(settings.alpha, reduction="sum")
+    one_by_one, clock = replace(settings.alpha, reduction="sum"), _clock(context, seconds_left)
 
     def bounder(
         graph: Graph, start: StartNode, region: Region, relaxations: Relaxations, context: DistributedContext
@@ -180,7 +190,7 @@ def _stream_boxes(
         def compute(position: int) -> Tensor:
             rows = start.rows(graph, position)
             return optimize_rows(
-                graph, rows, region, relaxations, one_by_one, seconds_left=seconds_left, agree=_agree(context)
+                graph, rows, region, relaxations, one_by_one, seconds_left=clock, agree=_agree(context)
             ).lower
 
         return join_tiles(start.tiles, each_tile(context, len(start.tiles), compute, start.result_like(region)))

@@ -25,6 +25,7 @@ from auto_LiRPA.operators.piecewise import Abs, Clip, Sign
 from auto_LiRPA.operators.pooling import MaxPool
 from auto_LiRPA.parallel.numerics import full_precision
 from auto_LiRPA.values import Interval, Region
+from complete_verifier.bab.lockstep import ALONE, Lockstep, is_whole
 from complete_verifier.bab.nonlinear_domains import (
     NonlinearDomains,
     cut_boxes,
@@ -34,6 +35,7 @@ from complete_verifier.bab.nonlinear_domains import (
 )
 from complete_verifier.bab.roots import first_mix
 from complete_verifier.bab.settings import BabProgress, BabResult, BabSettings
+from complete_verifier.bab.spread_search import for_search
 from complete_verifier.incomplete.result import IncompleteResult, known_gap
 from complete_verifier.problem import Problem
 
@@ -65,10 +67,14 @@ def nonlinear_search(
 ) -> BabResult:
     """Try to close every clause that the incomplete stage left open.
 
+    Every rank searches the whole tree. Those that fetch weights together make the same passes: what a clock decides
+    they decide together.
+
     Returns:
         ``closed`` only if every leaf of every clause's tree was proved. Any limit leaves it False.
     """
     with torch.no_grad(), full_precision():
+        problem, start = for_search(problem, start)
         return _Search(problem, start, settings, on_progress).run()
 
 
@@ -86,6 +92,7 @@ class _Search:
     ) -> None:
         self.problem, self.start, self.settings, self.on_progress = problem, start, settings, on_progress
         self.began = time.monotonic()
+        self.lockstep = ALONE if is_whole(problem.graph) else Lockstep(problem.context.weights)
         self.sources = make_sources(problem.graph, start.intermediate)
         self.alpha = AlphaSettings(
             mode="fixed",
@@ -136,11 +143,15 @@ class _Search:
     def _limit(self, count: int) -> str:
         if self.undecided:  # whatever the others do, this tree closes no more
             return STUCK
-        if self.problem.clock.left() <= 0:
+        if self._late():
             return "time limit"
         if 0 <= self.settings.max_iterations <= self.rounds:
             return "max_iterations"
         return "max_domains" if self.visited >= self.settings.max_domains else ""
+
+    def _late(self) -> bool:
+        """Whether the time is over, on any of the ranks that go step by step."""
+        return not self.lockstep.all_agree(self.problem.clock.left() > 0)
 
     def _report(self, store: NonlinearDomains) -> None:
         if self.on_progress is None:
@@ -182,7 +193,7 @@ class _Search:
         """The same domains with better bounds, and where each is to be split next."""
         found: NonlinearDomains | None = None
         for at in range(0, len(domains), self.tile):
-            if self.problem.clock.left() <= 0:
+            if self._late():
                 raise OutOfTime("branch and bound")
             part = self._tile(domains.pick(torch.arange(at, min(at + self.tile, len(domains)))))
             found = part if found is None else joined(found, part)
@@ -204,7 +215,8 @@ class _Search:
             slopes=self._slopes(domains),
             splits=splits.terms,
             proven=lambda lower: proven(lower.squeeze(1), self.strict[domains.clause]),
-            seconds_left=self.problem.clock.left,
+            # a clock that ended it here alone would give this rank another tree
+            seconds_left=None if self.lockstep else self.problem.clock.left,
             mix=mix,
         )
         assert best.weight is not None

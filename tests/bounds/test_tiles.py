@@ -97,7 +97,8 @@ def test_boxes_and_slopes_belong_to_their_neurons(kind: str) -> None:
         assert any(len(s.index) % 3 for s in pieces.starts), "no tile is ragged"
         found = [alpha_crown(graph, region, c, context(t), SETTINGS) for t in tile_rows[::2]]
     for node in found[0].slopes[0]:
-        together = torch.cat([tile[node] for tile in found[1].slopes], dim=1)[:, :6]  # the padding rows come last
+        parts = [tile[node] for _, tile in sorted(found[1].slopes.items())]
+        together = torch.cat(parts, dim=1)[:, :6]  # the padding rows come last
         torch.testing.assert_close(together, found[0].slopes[0][node], rtol=1e-6, atol=1e-6)
 
 

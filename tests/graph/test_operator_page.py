@@ -17,6 +17,7 @@ import auto_LiRPA.operators
 from auto_LiRPA.graph.builders import BUILDERS
 from auto_LiRPA.graph.operator_page import PAGE, all_operators, has_slopes, operators_of, operators_page, write_page
 from auto_LiRPA.operators.base import Input, NonlinearOperator, Operator
+from auto_LiRPA.operators.parallel_maps import ColumnLinear, Enter, Exit
 from auto_LiRPA.operators.shape import Expand, Reshape, Transpose
 from tests.graph.single import ints, model, node, read, weights
 from tests.operators.cases import CASES, Dice, make_boxes
@@ -115,7 +116,8 @@ def _concrete(kind: type[Operator]) -> set[type[Operator]]:
 def test_every_operator_class_is_on_the_page() -> None:
     for module in pkgutil.walk_packages(auto_LiRPA.operators.__path__, "auto_LiRPA.operators."):
         importlib.import_module(module.name)
-    assert set(all_operators()) == _concrete(Operator) - {Input}  # type: ignore[type-abstract]
+    made_by_rewriting = {ColumnLinear, Enter, Exit}  # no file's operator gives them
+    assert set(all_operators()) == _concrete(Operator) - made_by_rewriting - {Input}  # type: ignore[type-abstract]
 
 
 @pytest.mark.parametrize("name", sorted(CASES))

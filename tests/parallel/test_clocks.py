@@ -1,0 +1,41 @@
+"""One rank's clock runs out where ranks bound the same things together: all stop at the same place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.parallel.clock_workers import ALPHA
+from tests.parallel.launching import Launch, launch, once
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """By rank."""
+    many = [Launch(2, "tests.parallel.clock_workers:apart", timeout_s=60)]
+    return once(tmp_path_factory, "clocks", lambda: launch(many))[0].checked()
+
+
+@pytest.mark.parametrize("mode", ["fsdp", "tp"])
+@pytest.mark.parametrize("alpha", ALPHA)
+def test_bounds_are_the_same_on_both_ranks(found: list[dict[str, Any]], mode: str, alpha: str) -> None:
+    """Ranks that share weights and no rows: a rank with other bounds than its peers would go on by itself."""
+    ours, theirs = (rank[f"{mode} {alpha}"] for rank in found)
+    assert len(ours) == len(theirs) > 2
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_splits_of_curves_end_together(found: list[dict[str, Any]]) -> None:
+    """Each pass fetches weights, so the ranks have to have the same tree and leave it in the same round."""
+    ours, theirs = (rank["fsdp nonlinear"] for rank in found)
+    assert ours == theirs
+    assert ours[:2] == (False, "time limit")
+
+
+def test_splits_of_curves_under_tensor_parallelism(found: list[dict[str, Any]]) -> None:
+    """They are made with whole weights, by every rank for itself: the clock ends the last one's alone."""
+    ours, theirs = (rank["tp nonlinear"] for rank in found)
+    assert theirs[:2] == (False, "time limit")
+    assert ours[3] > theirs[3]

@@ -109,6 +109,8 @@ class Exit(LinearOperator):
         return (_copied(coef, self.ranks),)
 
     def transpose_window(self, coef: Tensor, window: Window) -> tuple[tuple[Tensor, Window], ...] | None:
+        if self.bias is not None and not self.spatial:
+            return None  # the constant term varies along the last axis, of which the window has a part
         return ((_copied(coef, self.ranks), window),)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from auto_LiRPA.errors import ConfigError, OutOfTime
+from auto_LiRPA.errors import ConfigError, OutOfTime, RankUnreachable
 from auto_LiRPA.parallel.axes import AXES, Axes, Mode, resolve_axes
 from auto_LiRPA.parallel.block_buffers import BlockBuffers
 from auto_LiRPA.parallel.counters import Counters
@@ -177,8 +178,13 @@ class DistributedContext:
         return make_store(self)
 
     def close(self) -> None:
-        """Leave the other ranks; nothing may be asked of them afterwards."""
+        """Leave the other ranks, once all want to: one may still be reading weights in this one's memory.
+
+        Ranks that have gone without a word are not waited for.
+        """
         if self.world_size > 1 and dist.is_initialized():
+            with suppress(RankUnreachable):
+                self.world.barrier()
             dist.destroy_process_group()
 
 

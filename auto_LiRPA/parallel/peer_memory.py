@@ -30,11 +30,12 @@ def open_peers(group: Group, own: Tensor) -> tuple[Tensor, ...] | None:
     if not group.every(_reaches(own.device, [uuid for _, uuid in places])):
         return None
     # the other ranks open it as if it were on their own device: so no rank sets foot on another's GPU
-    handles = group.objects(own.untyped_storage()._share_cuda_())
+    handles = group.objects(_handles(group, own))
     found: list[Tensor] = []
     failed = False
-    for rank, handle in enumerate(handles):
-        if rank == group.rank:
+    for given in handles:
+        handle = given[group.rank]
+        if handle is None:
             found.append(own)
             continue
         try:
@@ -51,6 +52,12 @@ def _reaches(device: torch.device, uuids: Sequence[str]) -> bool:
     return all(
         uuid in index and (index[uuid] == own or torch.cuda.can_device_access_peer(own, index[uuid])) for uuid in uuids
     )
+
+
+def _handles(group: Group, own: Tensor) -> list[tuple[Any, ...] | None]:
+    """One for every other rank, by rank: each gives its own back, and only then is the memory free for other use."""
+    storage = own.untyped_storage()
+    return [None if rank == group.rank else storage._share_cuda_() for rank in range(group.size)]
 
 
 def _opened(handle: tuple[Any, ...], like: Tensor) -> Tensor:

@@ -217,6 +217,11 @@ class Checkpoint:
             _check(folder / part.name, part)
         return found
 
+    @property
+    def content(self) -> tuple[int, ...]:
+        """Checksums of all its files: equal where it is the same checkpoint."""
+        return tuple(part.crc32 for part in (self._root, self._extra, *self._domains))
+
     def check(self, wanted: Fingerprint) -> None:
         """Refuse to go on with another question or another tree.
 

@@ -61,6 +61,11 @@ class Keeping:
 
         if problem.graph.spread is not None:
             raise ConfigError("checkpoints: not with parallel.mode tp, where no rank has the whole network; use fsdp")
+        found = problem.context.world.objects(None if self.resumed is None else self.resumed.content)
+        if found.count(found[0]) < len(found):  # parts of two searches together cover nothing
+            raise ConfigError(
+                f"checkpoints: ranks find different ones; the folder {self.folder} has to be one that all machines share"
+            )
         wanted = self._fingerprint(problem)
         if self.resumed is not None:
             self.resumed.check(wanted)

@@ -182,7 +182,8 @@ class _Search:
         except OutOfTime:
             part.late = True
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            # ranks that share weights wait within the round: it cannot be undone
+            if not is_out_of_memory(error) or self.bounder.problem.context.weights.size > 1:
                 raise
             part.full = True
         part.seconds = time.monotonic() - began

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from auto_LiRPA.bounds.alpha import alpha_crown
-from auto_LiRPA.bounds.settings import AlphaMode, AlphaSettings, BoundSettings
+from auto_LiRPA.bounds.settings import AlphaSettings, BoundSettings, IntermAlpha
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.graph.tensor_parallel import tensor_parallel
 from auto_LiRPA.parallel.context import DistributedContext
@@ -24,7 +24,7 @@ from complete_verifier.incomplete.stage import run_incomplete
 from complete_verifier.problem import Clauses, Clock, Problem
 from tests.parallel.tp_workers import NETS, question, rows
 
-ALPHA: tuple[AlphaMode, ...] = ("fixed", "stream")
+ALPHA: tuple[IntermAlpha, ...] = ("fixed", "stream")
 _MODES = ("fsdp", "tp")
 _LOOKS = 3  # at the clock of the last rank; it has no time left at the next one
 _DTYPE = torch.float64
@@ -66,7 +66,7 @@ def _clock(context: DistributedContext) -> Callable[[], float]:
     return left
 
 
-def _bounds(context: DistributedContext, mode: AlphaMode) -> list[torch.Tensor]:
+def _bounds(context: DistributedContext, mode: IntermAlpha) -> list[torch.Tensor]:
     graph = _here("mlp3", context)
     settings = BoundSettings(alpha=AlphaSettings(mode=mode, iterations=8, lr_alpha=0.25))
     region = question(NETS["mlp3"](_DTYPE), _DTYPE)

@@ -162,7 +162,7 @@ def _agree(context: DistributedContext) -> Agree | None:
 
 
 def _clock(context: DistributedContext, seconds_left: SecondsLeft | None) -> SecondsLeft | None:
-    """Of ranks that fetch weights together for the same tile: one that stopped earlier would go on with other bounds."""
+    """Of ranks that fetch weights for the same tile: one that stopped earlier would go on with other bounds."""
     weights = context.weights
     if seconds_left is None or weights.size == 1 or (context.lockstep and context.rows.size > 1):
         return seconds_left

@@ -52,6 +52,7 @@ from complete_verifier.outcome import Outcome, Verdict
 from complete_verifier.problem import Clock
 from complete_verifier.reporting.report import InstanceReport, RankUse, SearchUse
 from complete_verifier.spec.counterexample import Counterexample, format_counterexample
+from complete_verifier.together import first_rank
 
 _LOG = logging.getLogger(__name__)
 
@@ -459,11 +460,13 @@ class _Run:
     def _violated(self, status: str) -> Outcome:
         assert self.counterexample is not None and self.question is not None
         user = self._user(self.question)
-        if not user.accepted(self.config, self.counterexample):
+        found, world = self.counterexample, self.context.world
+        # user code decides once for all ranks, and writes once
+        if not (has_no_verifier(self.config) or first_rank(world, lambda: user.accepted(self.config, found))):
             self.counterexample = None
             return Outcome(verdict=Verdict.UNKNOWN, stopped_by="attack.adv_verifier refuses the counterexample")
         self.accepted = True
-        self.text = user.saved(self.config, self.counterexample)
+        self.text = user.saved(self.config, found) if self.context.rank == 0 else None
         return self._confirmed(status)
 
     def _confirmed(self, status: str) -> Outcome:

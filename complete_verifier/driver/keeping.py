@@ -64,7 +64,7 @@ class Keeping:
         found = problem.context.world.objects(None if self.resumed is None else self.resumed.content)
         if found.count(found[0]) < len(found):  # parts of two searches together cover nothing
             raise ConfigError(
-                f"checkpoints: ranks find different ones; the folder {self.folder} has to be one that all machines share"
+                f"--resume: ranks find different checkpoints; {self.folder} has to be a folder that all machines share"
             )
         wanted = self._fingerprint(problem)
         if self.resumed is not None:

@@ -14,6 +14,7 @@ from auto_LiRPA.bounds.alpha import alpha_crown
 from auto_LiRPA.bounds.settings import AlphaSettings, BoundSettings, IntermAlpha
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.graph.tensor_parallel import tensor_parallel
+from auto_LiRPA.parallel.axes import Mode
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.settings import ParallelSettings
 from auto_LiRPA.parallel.whole import whole
@@ -25,7 +26,7 @@ from complete_verifier.problem import Clauses, Clock, Problem
 from tests.parallel.tp_workers import NETS, question, rows
 
 ALPHA: tuple[IntermAlpha, ...] = ("fixed", "stream")
-_MODES = ("fsdp", "tp")
+_MODES: tuple[Mode, ...] = ("fsdp", "tp")
 _LOOKS = 3  # at the clock of the last rank; it has no time left at the next one
 _DTYPE = torch.float64
 

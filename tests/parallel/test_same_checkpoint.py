@@ -41,5 +41,5 @@ def test_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     if other == "the same":
         assert keeping.start(problem) is not None
         return
-    with pytest.raises(ConfigError, match="different ones"):
+    with pytest.raises(ConfigError, match="different checkpoints"):
         keeping.start(problem)

@@ -11,12 +11,12 @@ from datetime import timedelta
 
 from torch._C._distributed_c10d import TCPStore
 
-from auto_LiRPA.errors import VerifierError
+from auto_LiRPA.errors import RankUnreachable
 
 _MISSING: str | None = None
 
 
-class BoardLost(VerifierError):
+class BoardLost(RankUnreachable):
     """The process that keeps the notes is gone: the launcher, or rank 0 where there is none."""
 
 

@@ -134,7 +134,8 @@ class Rank:
                 return self._ended_well(code)
             return self._ended_badly(code, message, error)
         except (BoardLost, RankUnreachable):
-            if message is not None and (self.speaks or not isinstance(error, RankUnreachable)):
+            heard = not isinstance(error, BoardLost)  # else the launcher is gone, and who started it with it
+            if message is not None and heard and (self.speaks or not isinstance(error, RankUnreachable)):
                 _say(message)
             return code
 

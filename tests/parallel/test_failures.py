@@ -232,7 +232,10 @@ def test_one_line_one_code_in_time_nothing_left(ended: dict[str, tuple[Case, End
     since = run.since_act if case.command.acts else run.seconds
     assert since < case.seconds + MARGIN_S, told
     if case.ranks:
-        assert tuple(run.codes) == case.ranks, told
+        # an agent ends the others when one has ended: a rank that it came before did not get to its own end
+        ended_by_agent = -signal.SIGTERM if name.startswith("agent") else None
+        assert all(code in (wanted, ended_by_agent) for code, wanted in zip(run.codes, case.ranks, strict=True)), told
+        assert any(code == wanted for code, wanted in zip(run.codes, case.ranks, strict=True)), told
     early = name in ("agent: unknown flag",)  # before it is known where results go
     assert word == ("sat" if early else case.word), told
     assert "Traceback" not in run.err + run.out, told

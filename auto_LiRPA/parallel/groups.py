@@ -135,7 +135,7 @@ class Group:
             return [mine]
         found: list[Any] = [None] * self.size
         with self._counted("objects", 0, torch.device("cpu")):
-            dist.all_gather_object(found, mine, group=self._host())
+            dist.all_gather_object(found, mine, group=self.handle)
         return found
 
     def same_object(self, mine: T, source: int = 0) -> T:
@@ -144,16 +144,13 @@ class Group:
             return mine
         found: list[Any] = [mine]
         with self._counted("objects", 0, torch.device("cpu")):
-            dist.broadcast_object_list(found, self.members[source], group=self._host(), device=torch.device("cpu"))
+            dist.broadcast_object_list(found, self.members[source], group=self.handle, device=torch.device("cpu"))
         shared: T = found[0]
         return shared
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.numbers([0.0])
-
-    def _host(self) -> Any:
-        return self.handle
 
     @contextmanager
     def _counted(self, kind: str, size: int, device: torch.device) -> Iterator[None]:

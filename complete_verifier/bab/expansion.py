@@ -146,15 +146,18 @@ class Expander:
         if not self.layout.complete:
             share.undecided += len(leaves)
             return
-        if len(leaves):
-            self.told(f"linear programs of {len(leaves)} leaves")
+        if not len(leaves):
+            return
+        self.told(f"linear programs of {len(leaves)} leaves")
+        # before any look at the clock: ranks that share weights fetch them for it together
+        solver = self.leaf_solver()
         for position, place in enumerate(places):
             if share.candidate is not None and share.place <= place:
                 continue
             if self.seconds_left() <= 0:
                 raise OutOfTime
             leaf = leaves.pick(torch.tensor([position], device=leaves.id.device))
-            found = self.leaf_solver().solve(leaf)
+            found = solver.solve(leaf)
             if found.closed:
                 if self.settings.record_ledger:
                     share.ledger.close(leaf, "lp")

@@ -133,6 +133,8 @@ class GeneralBounder:
     ) -> Optimized:
         """``mine``: False where the result is dropped, and the passes are made for other ranks."""
         mix, lockstep = self.mix(domains), self._lockstep
+        if lockstep and not self.problem.context.lockstep:
+            seconds_left = None  # ranks that do the same work: one whose clock stopped it would have other bounds
         return optimize_rows(
             self.problem.graph,
             Rows(self.problem.graph.output, *mix.row(mix.weight)),

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from auto_LiRPA.bounds.backward import NeuronList, Relaxations, Rows, Slopes, backward, concretize, neuron_rows
+from auto_LiRPA.bounds.backward import NeuronList, Relaxations, Rows, neuron_rows
 from auto_LiRPA.bounds.interval import IntervalWalk, affine_nodes, exact_nodes, nonlinear_inputs
 from auto_LiRPA.bounds.same_bits import check_boxes
 from auto_LiRPA.bounds.settings import BoundSettings
+from auto_LiRPA.bounds.tile_passes import TilePasses
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.base import NonlinearOperator, Relaxation
 from auto_LiRPA.parallel.context import DistributedContext
@@ -232,14 +233,9 @@ def bound_tiles(
     region: Region,
     relaxations: Relaxations,
     context: DistributedContext,
-    slopes: Mapping[int, Slopes] | None = None,
 ) -> Interval:
-    """Bounds ``[B, u]`` of a start node's neurons, tile by tile. ``slopes``: per tile index, the optimised slopes."""
-
-    def compute(position: int) -> Tensor:
-        mine = None if slopes is None else slopes[position]
-        return concretize(backward(graph, start.rows(graph, position), relaxations, mine), region)
-
+    """Bounds ``[B, u]`` of a start node's neurons, tile by tile."""
+    compute = TilePasses(graph, start.node, start.neurons, start.tiles, region, relaxations, context)
     return join_tiles(start.tiles, each_tile(context, len(start.tiles), compute, start.result_like(region)))
 
 

@@ -65,25 +65,36 @@ class NeuronList:
         return NeuronList(index, host, self.dtype)
 
 
-def neuron_rows(graph: Graph, node_id: int, neurons: NeuronList, both: bool = True) -> Rows:
+def neuron_rows(
+    graph: Graph, node_id: int, neurons: NeuronList, both: bool = True, out: Tensor | None = None
+) -> Rows:
     """Rows that pick some neurons of a node and, below them, their negations.
 
-    A plain linear layer starts at its weight's rows: the product with a one-hot matrix is never made.
+    A plain linear layer starts at its weight's rows: the product with a one-hot matrix is never made. ``out``: where to
+    put the coefficients; of the shape that the call would give.
     """
+    rows = _neuron_rows(graph, node_id, neurons, both, out)
+    if out is not None and rows.coef is not out:
+        out.copy_(rows.coef)
+        return Rows(rows.node, out, rows.bias, owned=True, window=rows.window)
+    return rows
+
+
+def _neuron_rows(graph: Graph, node_id: int, neurons: NeuronList, both: bool, out: Tensor | None) -> Rows:
     node, spread = graph.nodes[node_id], graph.spread
     place = Whole() if spread is None else spread.places[node_id]
     if spread is not None and isinstance(place, Sharded):
         if isinstance(node.op, ColumnLinear) and len(node.shape) == 1:
-            return _column_rows(graph, node, node.op, neurons, both)
+            return _column_rows(graph, node, node.op, neurons, both, out)
         return _own_neurons(node, place, spread, neurons, both)
     if not isinstance(place, Whole):
         raise ContractError(f"{node.name}: a pass cannot start at a value that is {type(place).__name__.lower()}")
     if isinstance(node.op, Linear) and len(node.shape) == 1:
-        return _weight_rows(node.op, node.op.bias, node.inputs[0], neurons, both)
+        return _weight_rows(node.op, node.op.bias, node.inputs[0], neurons, both, out)
     if isinstance(node.op, Exit) and len(node.shape) == 1:
         last = graph.nodes[node.inputs[0]]
         if isinstance(last.op, Linear):  # this rank's columns of the rows
-            return _weight_rows(last.op, node.op.bias, last.inputs[0], neurons, both)
+            return _weight_rows(last.op, node.op.bias, last.inputs[0], neurons, both, out)
     return _one_hot_rows(node, neurons, both)
 
 
@@ -99,10 +110,18 @@ def spec_rows(graph: Graph, c: Tensor) -> Rows:
     return Rows(graph.output, rows)
 
 
-def _weight_rows(op: Linear, bias: Tensor | None, source: int, neurons: NeuronList, both: bool) -> Rows:
-    coef = op.rows(neurons.index, neurons.host)
-    coef = (torch.cat([coef, -coef]) if both else coef).unsqueeze(0)
-    return Rows(source, coef, _picked(bias, neurons, both), owned=True)
+def _weight_rows(
+    op: Linear, bias: Tensor | None, source: int, neurons: NeuronList, both: bool, out: Tensor | None
+) -> Rows:
+    if out is None:
+        coef = op.rows(neurons.index, neurons.host)
+        out = (torch.cat([coef, -coef]) if both else coef).unsqueeze(0)
+    else:
+        height = len(neurons)
+        op.rows(neurons.index, neurons.host, out[0, :height])
+        if both:
+            torch.neg(out[0, :height], out=out[0, height:])
+    return Rows(source, out, _picked(bias, neurons, both), owned=True)
 
 
 def _picked(bias: Tensor | None, neurons: NeuronList, both: bool) -> Tensor | None:
@@ -146,14 +165,17 @@ def _flat(positions: list[Tensor], shape: tuple[int, ...]) -> Tensor:
     return flat
 
 
-def _column_rows(graph: Graph, node: Node, op: ColumnLinear, neurons: NeuronList, both: bool) -> Rows:
+def _column_rows(
+    graph: Graph, node: Node, op: ColumnLinear, neurons: NeuronList, both: bool, out: Tensor | None
+) -> Rows:
     """Whole rows of a weight of which every rank has some: each sends its own. They start where the zone begins."""
     spread = graph.spread
     assert spread is not None
     height, host, ranks = len(neurons), neurons.host, spread.ranks
-    coef = torch.empty(
-        2 * height if both else height, op.weight.shape[1], dtype=neurons.dtype, device=neurons.index.device
-    )
+    if out is None:
+        tall = 2 * height if both else height
+        out = torch.empty(1, tall, op.weight.shape[1], dtype=neurons.dtype, device=neurons.index.device)
+    coef = out[0]
     cuts = [bisect_left(host, spread.range(node.id, r)[0]) for r in range(ranks.size)] + [height]
     for owner, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False)):
         if start == stop:
@@ -165,7 +187,7 @@ def _column_rows(graph: Graph, node: Node, op: ColumnLinear, neurons: NeuronList
     if both:
         torch.neg(coef[:height], out=coef[height:])
     (source,) = graph.nodes[node.inputs[0]].inputs
-    return Rows(source, coef.unsqueeze(0), _picked(op.whole_bias, neurons, both), owned=True)
+    return Rows(source, out, _picked(op.whole_bias, neurons, both), owned=True)
 
 
 def _own_neurons(node: Node, place: Sharded, spread: Spread, neurons: NeuronList, both: bool) -> Rows:

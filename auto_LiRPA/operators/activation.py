@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class Relu(NonlinearOperator):
 
     leak: float = 0.0
     slope_rule: str = "adaptive"
+    recordable: ClassVar[bool] = True
 
     def forward(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs
@@ -110,6 +112,14 @@ class ReluRelaxation(Relaxation):
         part._spec = None
         part._rows = _row_lines(part.lines)
         return part
+
+    def apart(self) -> tuple[Relaxation, tuple[Tensor, ...]]:
+        part = copy(self)
+        part._rows = _RowLines(*(tensor.clone() for tensor in self.read_by_pull()))
+        return part, part.read_by_pull()
+
+    def read_by_pull(self) -> tuple[Tensor, ...]:
+        return self._rows.lower, self._rows.upper, self._rows.offset, self._rows.step
 
     def _lower_slope(self, rows: int, alpha: Tensor | None) -> Tensor:
         """``[B, 1 or T, n]``."""

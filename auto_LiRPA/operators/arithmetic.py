@@ -18,6 +18,7 @@ class Affine(LinearOperator):
     scale: Tensor | None
     shift: Tensor | None
     elementwise: ClassVar[bool] = True
+    recordable: ClassVar[bool] = True
 
     def bias_values(self) -> Tensor | None:
         return self.shift
@@ -43,6 +44,7 @@ class Add(LinearOperator):
     """``x + y`` of two branches of equal shape (broadcasts are written as Expand nodes)."""
 
     nonnegative: ClassVar[bool] = True
+    recordable: ClassVar[bool] = True
 
     def apply(self, *inputs: Tensor) -> Tensor:
         return inputs[0] + inputs[1]
@@ -57,6 +59,8 @@ class Add(LinearOperator):
 @dataclass(frozen=True)
 class Sub(LinearOperator):
     """``x - y`` of two branches of equal shape."""
+
+    recordable: ClassVar[bool] = True
 
     def apply(self, *inputs: Tensor) -> Tensor:
         return inputs[0] - inputs[1]

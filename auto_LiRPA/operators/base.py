@@ -108,6 +108,17 @@ class Relaxation(ABC):
     def push(self, inputs: tuple[LinearBounds, ...]) -> LinearBounds:
         """Forward-mode bounds of the output from those of the inputs."""
 
+    def apart(self) -> tuple[Relaxation, tuple[Tensor, ...]]:
+        """A copy for recorded passes, and all tensors that its `pull` without slopes reads, none shared with others.
+
+        `read_by_pull` of another relaxation of the same node gives what to copy into them.
+        """
+        raise NotImplementedError(type(self).__name__)
+
+    def read_by_pull(self) -> tuple[Tensor, ...]:
+        """What `pull` without slopes reads, in the order of `apart`."""
+        raise NotImplementedError(type(self).__name__)
+
     def cropped(self, window: Window) -> Relaxation | None:
         """The relaxation of the neurons in a window of the map alone; None if this kind has no such form."""
         return None
@@ -118,6 +129,9 @@ class Operator(ABC):
 
     linear: ClassVar[bool]
     support: ClassVar[Support] = "exact"
+    # True: a backward step through it, without slopes of its own, neither waits for the device nor depends on values
+    # in what it does, so that it can be recorded and replayed. A nonlinear one's relaxation has `apart` then.
+    recordable: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, *inputs: Tensor) -> Tensor:

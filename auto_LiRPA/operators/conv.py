@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +48,7 @@ class Conv(LinearOperator):
     dilation: tuple[int, ...]
     groups: int
     in_shape: tuple[int, ...]
+    recordable: ClassVar[bool] = True
 
     @property
     def out_shape(self) -> tuple[int, ...]:

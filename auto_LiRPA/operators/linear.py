@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class Linear(LinearOperator):
 
     weight: Weight
     bias: Tensor | None = None
+    recordable: ClassVar[bool] = True
 
     def bias_values(self) -> Tensor | None:
         return self.bias
@@ -76,10 +78,11 @@ class Linear(LinearOperator):
         dot = coef @ self.bias
         return dot if coef.ndim == 2 else dot.flatten(1).sum(1)
 
-    def rows(self, index: Tensor, host: Sequence[int]) -> Tensor:
+    def rows(self, index: Tensor, host: Sequence[int], out: Tensor | None = None) -> Tensor:
         """Rows ``index`` (sorted) of the weight, ``[len(index), in]``: the first step of a pass that starts here.
 
-        ``host``: the same indices on the host, so that cutting them by block costs no synchronisation.
+        ``host``: the same indices on the host, so that cutting them by block costs no synchronisation. ``out``: where
+        to put the rows.
         """
 
         def needed(start: int, stop: int) -> bool:
@@ -88,5 +91,8 @@ class Linear(LinearOperator):
         parts = []
         for block in self.weight.blocks_where(needed):
             first, last = bisect_left(host, block.start), bisect_left(host, block.stop)
-            parts.append(block.data.index_select(0, index[first:last] - block.start))
+            place = None if out is None else out[first:last]
+            parts.append(torch.index_select(block.data, 0, index[first:last] - block.start, out=place))
+        if out is not None:
+            return out
         return parts[0] if len(parts) == 1 else torch.cat(parts)

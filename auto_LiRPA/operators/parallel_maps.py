@@ -50,6 +50,7 @@ class Enter(LinearOperator):
     ranks: Ranks
     nonnegative: ClassVar[bool] = True
     elementwise: ClassVar[bool] = True
+    recordable: ClassVar[bool] = True
 
     def apply(self, *inputs: Tensor) -> Tensor:
         return _copied(inputs[0], self.ranks)
@@ -74,6 +75,7 @@ class Exit(LinearOperator):
     spatial: int
     nonnegative: ClassVar[bool] = True
     elementwise: ClassVar[bool] = True
+    recordable: ClassVar[bool] = True
 
     def bias_values(self) -> Tensor | None:
         return None if self.bias is None else self.bias.reshape(-1, *([1] * self.spatial))

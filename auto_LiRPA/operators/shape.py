@@ -22,6 +22,7 @@ class Reshape(LinearOperator):
     out_shape: tuple[int, ...]
     nonnegative: ClassVar[bool] = True
     elementwise: ClassVar[bool] = True
+    recordable: ClassVar[bool] = True
 
     def apply(self, *inputs: Tensor) -> Tensor:
         return inputs[0].reshape(inputs[0].shape[0], *self.out_shape)
@@ -37,6 +38,7 @@ class Transpose(LinearOperator):
     perm: tuple[int, ...]
     nonnegative: ClassVar[bool] = True
     elementwise: ClassVar[bool] = True
+    recordable: ClassVar[bool] = True
 
     def apply(self, *inputs: Tensor) -> Tensor:
         return inputs[0].permute(0, *(p + 1 for p in self.perm))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ MOST_ALIVE = 2
 _NAN = 0xFF  # a number whose bytes are all 255 is no number in every floating-point type
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Part(ABC):
     """One block that lies elsewhere: rows ``start:stop``, needed on ``device``.
 
@@ -55,6 +57,10 @@ class FetchedWeight(Weight):
         self._parts, self._buffers = tuple(parts), buffers
         self._counters, self._prefetch = counters, prefetch
         buffers.announce(parts)
+
+    @property
+    def recordable(self) -> bool:
+        return not any(part.together for part in self._parts)
 
     def blocks(self) -> Iterator[Block]:
         """As `Weight.blocks`. Where weights are sharded each block is a collective of those that share them."""
@@ -103,9 +109,11 @@ class BlockBuffers:
     _stale_side: bool = True  # the side stream has not yet waited for the weights' own memory to be filled
     _largest: int = 0
     _clock: int = 0
-    _after: dict[int, Part] = field(default_factory=dict)  # the last time this one (by id) was in use, that one came
-    _last: Part | None = None
+    # the last time this one (by id) was in use, that one came; parts are not kept alive by it, see `_expect`
+    _after: dict[int, Callable[[], Part | None]] = field(default_factory=dict)
+    _last: int | None = None
     _ahead: _Ahead | None = None
+    _looks_ahead: bool = True
 
     def announce(self, parts: Sequence[Part]) -> None:
         """These blocks will be asked for: memory is made for the largest of all, once."""
@@ -152,8 +160,7 @@ class BlockBuffers:
     # -- the next weight -----------------------------------------------------------------------------------------------
     def _expected(self, first: Part) -> tuple[_Slot, object] | None:
         """What was fetched ahead, if it is the block that is asked for now."""
-        if self._last is not None:
-            self._after[id(self._last)] = first
+        self._expect(first)
         ahead = self._ahead
         if ahead is None or ahead.part is not first or ahead.slot.holds is not ahead.token:
             self._drop_ahead()
@@ -161,15 +168,25 @@ class BlockBuffers:
         self._ahead = None
         return ahead.slot, ahead.token
 
+    def _expect(self, part: Part) -> None:
+        """Note that a part came after the last one.
+
+        Weights that are gone shall free their memory: so nobody keeps them here. But where a fetch is a collective,
+        all ranks have to guess alike, whenever each of them drops a weight: those stay until others are announced.
+        """
+        if self._last is not None and part.device.type == "cuda":
+            self._after[self._last] = (lambda: part) if part.together else ref(part)
+
     def _look_ahead(self, part: Part, counters: Counters) -> None:
         """While a weight's last block is in use: fetch the block that came after it the last time.
 
         Passes ask for the same weights in the same order again and again; a wrong guess costs one fetch. All ranks
         that make the same calls guess alike.
         """
-        self._last = part
-        expected = self._after.get(id(part))
-        if expected is None or expected.device.type != "cuda":
+        self._last = id(part)
+        known = self._after.get(self._last) if self._looks_ahead else None
+        expected = None if known is None else known()
+        if expected is None:
             return
         slot = self._free_slot(evict=False)
         if slot is not None:
@@ -179,6 +196,67 @@ class BlockBuffers:
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead.slot.holds is ahead.token:
             ahead.slot.holds = None
+
+    # -- recorded passes -----------------------------------------------------------------------------------------------
+    def prepare_recording(self) -> None:
+        """Before a recording, whose own memory would otherwise be taken for slots that were not needed so far."""
+        if self._side is not None:
+            for slot in self._slots:
+                self._allocated(slot, self._largest, self._side.device)
+
+    def addresses(self) -> Iterator[int]:
+        """Where fetched blocks appear: a recorded pass reads them there."""
+        return (slot.memory.data_ptr() for slot in self._slots if slot.memory is not None)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Within, the current stream records what it is asked to do, and the fetches with it.
+
+        Recorded events and others must not wait for each other: nothing is carried over, at either end.
+        """
+        self._drop_ahead()
+        if self._last is not None:
+            self._after.pop(self._last, None)  # what follows the pass is not part of it
+        self._forget_events()
+        if self._side is not None:
+            # now, so that the first fetch need not wait for what comes before it in the pass
+            self._side.wait_stream(torch.cuda.current_stream(self._side.device))
+            self._stale_side = False
+        try:
+            yield
+            if self._side is not None:
+                torch.cuda.current_stream(self._side.device).wait_stream(self._side)
+        finally:
+            self._drop_ahead()
+            self._forget_events()
+
+    @contextmanager
+    def replaying(self, device: torch.device) -> Iterator[None]:
+        """Within, a recorded pass is put into the current stream; it uses both slots."""
+        if self._side is None:
+            yield
+            return
+        stream = torch.cuda.current_stream(device.index)
+        self._drop_ahead()
+        stream.wait_stream(self._side)
+        yield
+        for slot in self._slots:
+            if slot.memory is not None:
+                slot.free = stream.record_event(slot.free)
+
+    @contextmanager
+    def not_ahead(self) -> Iterator[None]:
+        """Within, no block is fetched for the weight that comes next: a recorded pass fetches for itself."""
+        self._looks_ahead, before = False, self._looks_ahead
+        try:
+            yield
+        finally:
+            self._looks_ahead = before
+
+    def _forget_events(self) -> None:
+        for slot in self._slots:
+            slot.ready = slot.free = None
+        self._stale_side = True
 
     # -- slots -------------------------------------------------------------------------------------------------------
     def _free_slot(self, evict: bool) -> _Slot | None:
@@ -207,17 +285,20 @@ class BlockBuffers:
         return slot, token
 
     def _memory(self, slot: _Slot, part: Part) -> Tensor:
-        """``part.bytes`` bytes of the slot's memory, made or enlarged if need be."""
+        """``part.bytes`` bytes of the slot's memory."""
+        return self._allocated(slot, part.bytes, part.device)[: part.bytes]
+
+    def _allocated(self, slot: _Slot, size: int, device: torch.device) -> Tensor:
+        """The slot's memory, made or enlarged if need be."""
         memory = slot.memory
-        if memory is None or memory.numel() < part.bytes or memory.device != part.device:
+        if memory is None or memory.numel() < size or memory.device != device:
             if slot.ready is not None:  # an abandoned fetch may still be writing to what is freed here
-                torch.cuda.current_stream(part.device).wait_event(slot.ready)
+                torch.cuda.current_stream(device).wait_event(slot.ready)
             slot.memory = None
-            size = max(part.bytes, self._largest)
-            slot.memory = memory = torch.empty(size, dtype=torch.uint8, device=part.device)
-            if part.device.type == "cuda":  # whoever had this memory before may still be reading it
-                slot.free = torch.cuda.current_stream(part.device).record_event()
-        return memory[: part.bytes]
+            slot.memory = memory = torch.empty(max(size, self._largest), dtype=torch.uint8, device=device)
+            if device.type == "cuda":  # whoever had this memory before may still be reading it
+                slot.free = torch.cuda.current_stream(device).record_event()
+        return memory
 
     def _side_stream(self, device: torch.device) -> torch.cuda.Stream:
         if self._side is None or self._side.device != device:

@@ -18,6 +18,7 @@ from auto_LiRPA.parallel.axes import AXES, Axes, Mode, resolve_axes
 from auto_LiRPA.parallel.block_buffers import BlockBuffers
 from auto_LiRPA.parallel.counters import Counters
 from auto_LiRPA.parallel.groups import Group, Observer, alone
+from auto_LiRPA.parallel.recording import NoRecorder, Recorder, make_recorder
 from auto_LiRPA.parallel.settings import ParallelSettings
 from auto_LiRPA.parallel.store import ParameterStore
 
@@ -49,6 +50,7 @@ class DistributedContext:
     lockstep: bool  # ranks that share weights do different work: every one makes as many passes as the busiest
     seconds_left: Callable[[], float] | None = None  # until the run's deadline; None: there is none
     buffers: BlockBuffers = field(default_factory=BlockBuffers)  # of all stores: at most two fetched blocks are alive
+    recorder: Recorder = field(default_factory=NoRecorder)  # of passes that are made again and again
 
     @classmethod
     def single(
@@ -66,9 +68,11 @@ class DistributedContext:
         place = torch.device(device)
         if place.type == "cuda" and place.index is None and torch.cuda.is_available():
             place = torch.device("cuda", torch.cuda.current_device())  # as tensors that lie there say it
+        buffers = BlockBuffers()
         return cls(
-            0, 1, 0, place, settings, counters, axes.mode, one, one, one, one, lockstep=False
-        )
+            0, 1, 0, place, settings, counters, axes.mode, one, one, one, one, lockstep=False,
+            buffers=buffers, recorder=make_recorder(place, counters, buffers),
+        )  # fmt: skip
 
     @classmethod
     def from_env(
@@ -117,6 +121,7 @@ class DistributedContext:
         weights, rows, domains = (_axis_group(axis, axes, everyone) for axis in AXES)
         if observer is not None:
             observer.left()
+        buffers = BlockBuffers()
         context = cls(
             rank,
             world,
@@ -130,6 +135,8 @@ class DistributedContext:
             rows,
             domains,
             lockstep=axes.joined and axes.weights > 1 and (axes.rows > 1 or axes.domains > 1),
+            buffers=buffers,
+            recorder=make_recorder(place, counters, buffers),
         )
         context.apply_threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         return context
@@ -143,6 +150,11 @@ class DistributedContext:
         """For work on this rank's own domains: with it only those that share its weights, tile by tile."""
         one = alone(self.counters)
         return replace(self, world=self.weights, rows=one, domains=one)
+
+    def with_new_buffers(self) -> DistributedContext:
+        """The same ranks, with buffers as large as the blocks that are announced from now on."""
+        buffers = BlockBuffers(self.buffers.debug)
+        return replace(self, buffers=buffers, recorder=make_recorder(self.device, self.counters, buffers))
 
     def apply_threads(self, local_ranks: int) -> None:
         """Set this process's CPU threads: a matrix product's bits depend on their number, so it is never left open."""
@@ -182,6 +194,8 @@ class DistributedContext:
 
         Ranks that have gone without a word are not waited for.
         """
+        self.buffers.announce(())  # which lets go of the last weights
+        self.recorder.forget()
         if self.world_size > 1 and dist.is_initialized():
             with suppress(RankUnreachable):
                 self.world.barrier()

@@ -29,20 +29,28 @@ class Traffic:
         return self.timed_seconds * self.calls / max(1, self.timed_calls)
 
 
+Counts = list[tuple[Traffic, int, int]]  # calls and bytes of each kind
+
+
 @dataclass(slots=True)
 class Counters:
     """Counts of one rank. ``seconds`` of collectives are the device's on a GPU, the host's on a CPU."""
 
     tiles: int = 0
+    replays: int = 0  # tiles whose work was recorded before
     idle_tiles: int = 0  # passes made only so that every rank makes the same sequence of gathers
     live_blocks_max: int = 0
     collectives: dict[str, Traffic] = field(default_factory=dict)
     _pending: deque[tuple[Traffic, torch.cuda.Event, torch.cuda.Event]] = field(default_factory=deque)
+    _recording: bool = False
 
     @contextmanager
     def collective(self, kind: str, size: int, device: torch.device) -> Iterator[None]:
         """Count one collective of ``size`` bytes; what is within is timed."""
         traffic = self.count(kind, size)
+        if self._recording:  # a recorded event gives no time
+            yield
+            return
         traffic.timed_calls += 1
         if device.type != "cuda":
             began = time.monotonic()
@@ -74,6 +82,29 @@ class Counters:
         traffic.calls += 1
         traffic.bytes += size
         return traffic
+
+    @contextmanager
+    def recording(self) -> Iterator[Counts]:
+        """Within, work is only recorded. What is given is filled with its traffic at the end."""
+        before = {kind: (one.calls, one.bytes) for kind, one in self.collectives.items()}
+        counts: Counts = []
+        self._recording = True
+        try:
+            yield counts
+        finally:
+            self._recording = False
+            for kind, one in self.collectives.items():
+                calls, size = before.get(kind, (0, 0))
+                if one.calls > calls:
+                    counts.append((one, one.calls - calls, one.bytes - size))
+                    one.calls, one.bytes = calls, size
+
+    def replayed(self, counts: Counts) -> None:
+        """Recorded work was done once more."""
+        self.replays += 1
+        for traffic, calls, size in counts:
+            traffic.calls += calls
+            traffic.bytes += size
 
     def settle(self) -> None:
         """Add the timings that a GPU has not given yet; waits for it."""

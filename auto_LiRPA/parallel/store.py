@@ -66,6 +66,11 @@ class Weight(ABC):
         return False
 
     @property
+    def recordable(self) -> bool:
+        """Whether a recorded pass may fetch its blocks: no other rank has to take part."""
+        return False
+
+    @property
     def numel(self) -> int:
         """Number of elements of the whole parameter."""
         return int(torch.Size(self.shape).numel())
@@ -151,6 +156,10 @@ class LocalWeight(Weight):
 
     @property
     def capturable(self) -> bool:
+        return True
+
+    @property
+    def recordable(self) -> bool:
         return True
 
     def blocks(self) -> Iterator[Block]:

@@ -10,6 +10,8 @@ import argparse
 import hashlib
 import json
 import os
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,21 +23,24 @@ from torch import Tensor
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.settings import ParallelSettings
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 MIB = 2**20
 Figures = dict[str, Any]
-MODES = ("single", "offload", "fsdp", "rows", "fsdp+rows", "offload+rows", "tp", "tp-ibp")
+MODES = ("single", "offload", "fsdp", "rows", "fsdp+rows", "offload+rows", "tp", "tp-ibp", "fsdp+rows/2", "tp+rows/2")
 
 
 def settings_of(
     mode: str, tile: int | str = "auto", block_mib: float = 16.0, prefetch: bool = True
 ) -> ParallelSettings:
-    """The `parallel:` section that a mode's name stands for."""
-    weights, _, rows = mode.partition("+")
+    """The `parallel:` section that a mode's name stands for. MODE/N: a mesh, groups of N ranks share the weights."""
+    name, _, group = mode.partition("/")
+    weights, _, rows = name.partition("+")
     where: Any = {"rows": "single", "tp-ibp": "tp"}.get(weights, weights)
     return ParallelSettings(
         mode=where,
         rows="shard" if "rows" in (weights, rows) else "replicate",
         domains="replicate",
+        mesh={"weights": int(group), "rows": world_size() // int(group)} if group else None,
         tile_rows=tile if tile == "auto" else int(tile),
         block_mib=block_mib,
         prefetch=prefetch,
@@ -65,42 +70,40 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(context: DistributedContext, run: Callable[[], Any], repeats: int, warmup: int) -> Figures:
-    """Times, peaks and traffic of ``run``, this rank's own."""
-    for _ in range(warmup):
+    """Times, peaks and traffic of ``run``, this rank's own.
+
+    The peak is that of the warm-up too, in which passes are recorded: what replays use is not allocated any more. Time
+    within recorded collectives is not known, so traffic and its share are those of one more run that records nothing.
+    """
+    recorder = context.recorder
+    recorder.forget()
+    wait(context)
+    release(context)
+    if context.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(context.device)
+    for _ in range(max(2, warmup) if recorder.works else warmup):
         run()
     wait(context)
     release(context)
     resident = allocated(context)
-    if context.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(context.device)
-    before = traffic(context)
-    times = []
-    for _ in range(max(1, repeats)):
-        context.world.barrier()
-        wait(context)
-        began = time.perf_counter()
-        result = run()
-        wait(context)
-        times.append(time.perf_counter() - began)
-        del result
-    after = traffic(context)
+    before, replays = traffic(context), context.counters.replays
+    times = [timed(context, run) for _ in range(max(1, repeats))]
+    watched = times
+    if context.counters.replays > replays:
+        with recorder.paused():
+            before = traffic(context)
+            watched = [timed(context, run)]
     seconds = sorted(times)[len(times) // 2]
-    moved: Figures = {}
-    for kind, (calls, size, busy) in after.items():
-        old = before.get(kind, (0, 0, 0.0))
-        moved[kind] = {
-            "calls": (calls - old[0]) / len(times),
-            "mib": round((size - old[1]) / len(times) / MIB, 2),
-            "ms": round(1e3 * (busy - old[2]) / len(times), 2),
-        }
+    moved = moved_since(context, before, len(watched))
     busy_ms = sum(one["ms"] for one in moved.values())
     figures: Figures = {
         "ms": round(1e3 * seconds, 2),
         "all_ms": [round(1e3 * t, 2) for t in times],
         "traffic": moved,
         "traffic_mib": round(sum(one["mib"] for one in moved.values()), 1),
-        "traffic_share": round(busy_ms / (1e3 * sum(times) / len(times)), 3),
+        "traffic_share": round(busy_ms / (1e3 * sum(watched) / len(watched)), 3),
         "live_blocks_max": context.counters.live_blocks_max,
+        "replays": (context.counters.replays - replays) / len(times),
         "resident_mib": resident,
     }
     if context.device.type == "cuda":
@@ -111,6 +114,31 @@ def measure(context: DistributedContext, run: Callable[[], Any], repeats: int, w
         release(context)
         figures["resident_after_mib"] = allocated(context)
     return figures
+
+
+def timed(context: DistributedContext, run: Callable[[], Any]) -> float:
+    """Seconds from the moment when all ranks begin until this one's GPU is done; the result is dropped."""
+    context.world.barrier()
+    wait(context)
+    began = time.perf_counter()
+    result = run()
+    wait(context)
+    seconds = time.perf_counter() - began
+    del result
+    return seconds
+
+
+def moved_since(context: DistributedContext, before: dict[str, tuple[int, int, float]], runs: int) -> Figures:
+    """By kind of collective: calls, MiB and milliseconds of each of so many runs."""
+    moved: Figures = {}
+    for kind, (calls, size, busy) in traffic(context).items():
+        old = before.get(kind, (0, 0, 0.0))
+        moved[kind] = {
+            "calls": (calls - old[0]) / runs,
+            "mib": round((size - old[1]) / runs / MIB, 2),
+            "ms": round(1e3 * (busy - old[2]) / runs, 2),
+        }
+    return moved
 
 
 def traffic(context: DistributedContext) -> dict[str, tuple[int, int, float]]:
@@ -181,6 +209,8 @@ def tell(context: DistributedContext, head: Figures, mine: Figures, out: Path | 
         "world": context.world_size,
         "device": torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else "cpu",
         "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+        "command": command(context.world_size),
         **worst,
         "digests": sorted({one["digest"] for one in every if "digest" in one}),
         "ranks": every,
@@ -190,9 +220,21 @@ def tell(context: DistributedContext, head: Figures, mine: Figures, out: Path | 
         out.parent.mkdir(parents=True, exist_ok=True)
         with open(out, "a", encoding="utf-8") as file:
             file.write(line + "\n")
-    shown = {key: value for key, value in told.items() if key not in ("ranks", "torch", "device")}
+    shown = {key: value for key, value in told.items() if key not in ("ranks", "torch", "device", "date", "command")}
     print(json.dumps(shown), flush=True)
     return told
+
+
+def command(ranks: int) -> str:
+    """What to type in the repository to measure this again, with the networks where the configurations say."""
+    words = [os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]
+    for option in ("--out", "--data"):
+        if option in words:
+            at = words.index(option)
+            del words[at : at + 2]
+    words = [word.removeprefix(f"{ROOT}{os.sep}") for word in words]
+    head = f"torchrun --nproc_per_node={ranks}" if ranks > 1 else "python"
+    return f"{head} {shlex.join(words)}"
 
 
 def world_size() -> int:

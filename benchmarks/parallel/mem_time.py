@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from auto_LiRPA.bounds.methods import Method, Query, compute  # noqa: E402
 from auto_LiRPA.bounds.settings import AlphaSettings, BoundSettings  # noqa: E402
-from auto_LiRPA.parallel.block_buffers import BlockBuffers  # noqa: E402
 from auto_LiRPA.parallel.context import DistributedContext  # noqa: E402
 from auto_LiRPA.parallel.numerics import full_precision  # noqa: E402
+from auto_LiRPA.parallel.recording import NoRecorder  # noqa: E402
 from auto_LiRPA.values import Box  # noqa: E402
 from benchmarks.parallel import building, measuring  # noqa: E402
 
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=20, help="of alpha-CROWN")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--compare", action="store_true", help="intersect with interval bounds")
+    parser.add_argument("--no-recording", action="store_true", help="launch every tile's work anew")
     parser.add_argument("--save", type=Path, help="folder for the bounds themselves")
     measuring.add_common(parser)
     options = parser.parse_args()
@@ -62,7 +63,9 @@ def main() -> None:
 def one_net(context: DistributedContext, options: argparse.Namespace, hidden: int, depth: int) -> None:
     """All tile heights on one network."""
     # buffers as large as this net's blocks, not as those of the net before
-    context = replace(context, buffers=BlockBuffers(context.buffers.debug))
+    context = context.with_new_buffers()
+    if options.no_recording:
+        context = replace(context, recorder=NoRecorder())
     began = time.perf_counter()
     graph, store = building.mlp(context, hidden, depth, options.input_dim, seed=options.seed)
     measuring.wait(context)
@@ -104,6 +107,7 @@ def one_net(context: DistributedContext, options: argparse.Namespace, hidden: in
             "method": options.method,
             "block_mib": options.block_mib,
             "prefetch": not options.no_prefetch,
+            "recorded": not options.no_recording,
             "weights_mib": round(building.mlp_bytes(hidden, depth, options.input_dim) / MIB, 2),
             "build_s": round(build_s, 2),
             **sums,

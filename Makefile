@@ -42,8 +42,11 @@ quickstart: $(INSTALLED)
 	$(BIN)/abcrown --config quickstart/fragile.yaml
 	@$(BIN)/python quickstart/show_counterexample.py
 
+# Each worker begins with a share of the tests in their order, and takes over others' last ones when it is done: fixtures of
+# a module are made by one worker, and no worker waits for the ranks that another one has started. The tests of the
+# architecture have run in lint.
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term --cov-fail-under=$(COVERAGE_MIN)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/architecture --cov --cov-report=term --cov-fail-under=$(COVERAGE_MIN)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -52,7 +55,7 @@ lint: $(INSTALLED)
 	@$(BIN)/python -m tests.architecture.sizes
 
 soak: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(WORKERS) --soak --hypothesis-profile=soak
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --soak --hypothesis-profile=soak
 
 # Each case runs in a process of its own: a figure counts only if no earlier result is still alive.
 bench: $(INSTALLED)

@@ -14,19 +14,21 @@ from auto_LiRPA.errors import ConfigError
 from auto_LiRPA.parallel.context import DistributedContext
 from complete_verifier.config import Config, LoadedConfig, check_supported, load_config
 from complete_verifier.config.options import option_table
+from complete_verifier.driver.checks import refuse_several
 from complete_verifier.driver.instances import is_dataset, is_list, single_instance
 from complete_verifier.driver.launch import Layout
 from complete_verifier.driver.questions import FileReader, Question, Reader
+from complete_verifier.driver.seat import Seat, speaks
 from complete_verifier.driver.single import run_single
 from complete_verifier.problem import Clock
-from complete_verifier.reporting.display import Display, make_display
+from complete_verifier.reporting.display import Display, Mute, make_display
 from complete_verifier.reporting.table import read_table
 
 Summary = dict[str, list[int]]
 
 
 class ABCROWN:
-    """One command line.
+    """One command line. Under `torchrun` every rank runs the same one: the first rank alone prints and writes files.
 
     Args:
         args: its words, as after ``abcrown``: ``["--config", "x.yaml", "--timeout", "60"]``.
@@ -60,8 +62,11 @@ class ABCROWN:
             raise ConfigError(
                 f"--nproc {loaded.options.nproc}: this process is one rank; run the command abcrown, or torchrun"
             )
+        if Seat.of_environment() is not None:
+            refuse_several(loaded, is_list(loaded.config), launching=False)
         interrupts = HostInterrupts()
-        with undisturbed(), interrupts.installed(), make_display(loaded.options.quiet) as display:
+        display_of = make_display(loaded.options.quiet) if speaks() else Mute()
+        with undisturbed(), interrupts.installed(), display_of as display:
             for line in warned:
                 display.line(f"warning: {line}")
             if several and interm_bounds is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -31,6 +32,26 @@ def name_of(network: ComputingGraph) -> str:
     if isinstance(network, Graph):
         return "graph"
     return type(network._source if isinstance(network, BoundedModule) else network).__name__
+
+
+def numbers_of(network: ComputingGraph) -> Iterable[Tensor]:
+    """All its numbers, for comparison between ranks; none of a file, which is compared itself."""
+    if isinstance(network, str | Path):
+        return
+    if isinstance(network, nn.Module):
+        module = network._source if isinstance(network, BoundedModule) else network
+        yield from module.state_dict().values()
+        return
+    constants: list[Tensor] = []
+
+    def keep(value: Tensor) -> Tensor:
+        constants.append(value)
+        return value
+
+    network.mapped(keep, lambda handle: handle)
+    yield from constants
+    for weight in network.weights:
+        yield whole(weight)
 
 
 def check_kind(network: object) -> None:

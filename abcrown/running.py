@@ -15,11 +15,14 @@ import torch
 
 from complete_verifier.config import LoadedConfig, check_supported
 from complete_verifier.driver.contexts import make_context
-from complete_verifier.driver.instance import OnBounds, run_instance
+from complete_verifier.driver.instance import run_instance
 from complete_verifier.driver.instances import Instance
 from complete_verifier.driver.interrupts import Interrupts
 from complete_verifier.driver.limits import timeout_seconds
 from complete_verifier.driver.questions import Question, Reader
+from complete_verifier.driver.run_state import OnBounds
+from complete_verifier.driver.same_input import check_same_input
+from complete_verifier.driver.seat import Seat, speaks
 from complete_verifier.events import Event
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.problem import Clock
@@ -48,19 +51,26 @@ def decide(
     Threads, random generators and flags of torch, numpy and Python are as before when it returns. What the run tells
     while it works goes to the logger ``abcrown``, level INFO.
 
+    Under `torchrun` all ranks call it with the same settings and question, and all get the same answer; the first rank
+    alone tells.
+
     Args:
         instance: its files; with ``read`` names only.
 
     Raises:
         UserError: settings or input that do not fit. One line says what and how to mend it.
+        WorkerFailed: another rank was lost, or was given something else. Ranks are of no use to each other then.
     """
+    tells = speaks()
     for line in check_supported(loaded):
-        logger.warning("%s", line)
+        if tells:
+            logger.warning("%s", line)
     clock = Clock(time.monotonic(), timeout_seconds(loaded.config, instance.timeout_s))
     interrupts = HostInterrupts()
     with undisturbed(), interrupts.installed():
         context, note = make_context(loaded)
-        if note is not None:
+        check_same_input(context, loaded, instance)
+        if note is not None and tells:
             logger.info("%s", note)
         return run_instance(
             loaded.config, instance, context, clock, _tell, interrupts, read, on_bounds=on_bounds or _ignore_bounds
@@ -89,7 +99,11 @@ def _tell(event: Event) -> None:
 
 
 class HostInterrupts(Interrupts):
-    """Signals belong to the program that called us: SIGTERM is left alone, and the alarm used only where it is free."""
+    """Signals belong to the program that called us: SIGTERM is left alone, and the alarm used only where it is free.
+
+    One of several ranks has no alarm: it would leave the others in a collective, and its next call would meet them
+    there. Stages end by agreement then, and a step that cannot look at the clock overruns the deadline.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +112,7 @@ class HostInterrupts(Interrupts):
     @contextmanager
     def installed(self) -> Iterator[Interrupts]:
         """Within, the alarm ends a run that misses its deadline, if nobody else uses it."""
-        self._armed = _alarm_is_free()
+        self._armed = _alarm_is_free() and Seat.of_environment() is None
         if not self._armed:
             yield self
             return

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from abcrown.configuration import ConfigBuilder
-from abcrown.networks import ComputingGraph, check_kind, load_network, name_of
+from abcrown.networks import ComputingGraph, check_kind, load_network, name_of, numbers_of
 from abcrown.running import decide, without_question
 from abcrown.specification import VerificationSpec
 from auto_LiRPA.bound_request import find_node
@@ -26,6 +26,7 @@ from complete_verifier.attack.original import OriginalNetwork
 from complete_verifier.config import Config, LoadedConfig
 from complete_verifier.driver.instances import Instance
 from complete_verifier.driver.questions import Question, adjusted, ask
+from complete_verifier.driver.same_input import check_same_question
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.outcome import Verdict
 from complete_verifier.problem import Clock
@@ -78,6 +79,9 @@ class ABCrownSolver:
     counterexample that is confirmed. An ONNX file is judged by onnxruntime. A module is judged by itself: its own
     forward, in evaluation mode, in its own dtype and on its own device, with decimals that lie exactly in the box and
     outputs that violate the property exactly. A graph is judged by its own evaluation, which no second program checks.
+
+    Under `torchrun` every rank makes the same solver and calls `solve` alike (``parallel`` in the settings says what
+    they share), and every rank gets the same result. Specification and network are compared.
 
     Raises:
         UserError: settings or arguments that do not fit, when it is made; a network that does not fit, in `solve`.
@@ -148,6 +152,7 @@ class MemoryReader:
         prop = self.spec.property
         found = load_network(self.network, self.spec.input_shape, prop.n_inputs, config, context)
         self.original = found.original
+        check_same_question(context, prop, numbers_of(self.network))
         outputs = found.graph.nodes[found.graph.output].size
         if outputs != prop.n_outputs:
             raise SpecError(f"{name_of(self.network)}: gives {outputs} outputs, {prop.source} has {prop.n_outputs}")

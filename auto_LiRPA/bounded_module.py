@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from auto_LiRPA.bound_request import (
     wants_coefficients,
 )
 from auto_LiRPA.bounds.intermediate import Boxes
+from auto_LiRPA.bounds.interval import nonlinear_inputs
 from auto_LiRPA.bounds.methods import Bounds, Method, Query, Side, compute
 from auto_LiRPA.errors import ConfigError, UserError
 from auto_LiRPA.graph.ir import Graph
@@ -40,17 +42,23 @@ from auto_LiRPA.parallel.settings import ParallelSettings
 from auto_LiRPA.shared_graph import SharedGraph, element_type, shared_graph
 from auto_LiRPA.values import Interval
 
+_LOG = logging.getLogger(__name__)
+
 Side2 = tuple[Tensor | None, Tensor | None]
 Coefficients = dict[str, dict[str, dict[str, Tensor | None]]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Last:
-    """The last call, for what refers back to it: its input, its boxes by node, its interval bounds."""
+    """The last call, for what refers back to it: its input, its boxes by node, its interval bounds.
+
+    ``dropped``: names of nodes whose boxes were too large to be kept.
+    """
 
     x: PerturbedInput | None = None
     boxes: Boxes = field(default_factory=dict)
     ibp: Side2 = (None, None)
+    dropped: tuple[str, ...] = ()
 
 
 class BoundedModule(nn.Module):
@@ -150,6 +158,9 @@ class BoundedModule(nn.Module):
             final_node_name: bound this node instead of the output.
             interm_bounds: node name -> (lower, upper), taken as they are. They must be true.
             reference_bounds: the same, intersected with our own.
+            cache_bounds: keep the bounds of every layer for `save_intermediate` and the views of nodes. By default a
+                layer whose bounds take more than 256 MiB is bounded block by block and they are dropped, where that
+                is possible: plain CROWN of a network with one layer of activations.
             reuse_alpha and the others: not supported; anything but the default is an error that names it.
 
         Returns:
@@ -188,6 +199,7 @@ class BoundedModule(nn.Module):
                 given=given_boxes(interm_bounds, reference_bounds, graph, given_x),
                 proven=proven_by(self._options.stop_rule),
                 seconds_left=clock(self._options.max_time),
+                boxes=cache_bounds,
             )
             context = self._context(given_x.values.device)
             bounds = compute(graph, given_x.region(), query, chosen, context, self._options.bounds)
@@ -242,7 +254,8 @@ class BoundedModule(nn.Module):
         if whole and lower is not None and upper is not None:
             boxes[graph.output] = Interval(lower, upper)
         ibp = (lower, upper) if method is Method.IBP else self._last.ibp
-        self._last = _Last(x, boxes, ibp)
+        wanting = sorted((set(nonlinear_inputs(graph)) & graph.ancestors[graph.output]) - set(boxes))
+        self._last = _Last(x, boxes, ibp, tuple(graph.nodes[i].name for i in wanting))
 
     def _last_ibp(self) -> Side2:
         if self._last.ibp == (None, None):
@@ -360,8 +373,14 @@ class BoundedModule(nn.Module):
         return [self._view(i) for i in users], {graph.nodes[i].name: found for i, found in users.items()}
 
     def save_intermediate(self, save_path: str | Path | None = None) -> dict[str, tuple[Tensor, Tensor]]:
-        """Bounds of the last call by node name, as `interm_bounds` takes them; also written to a file (torch.save)."""
+        """Bounds of the last call by node name, as `interm_bounds` takes them; also written to a file (torch.save).
+
+        Layers whose bounds were dropped for their size (see `cache_bounds`) are left out, and a warning says so.
+        """
         graph = self._graph()
+        if self._last.dropped:
+            names = ", ".join(self._last.dropped)
+            _LOG.warning("save_intermediate: no bounds of %s: call compute_bounds with cache_bounds=True", names)
         named = {graph.nodes[i].name: (box.lower, box.upper) for i, box in sorted(self._last.boxes.items())}
         if save_path is not None:
             torch.save(named, save_path)

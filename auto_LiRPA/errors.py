@@ -39,5 +39,21 @@ class RankUnreachable(WorkerFailed):
     """A collective broke off: another rank has ended, and its end is the reason to be told."""
 
 
+class MemoryShort(WorkerFailed):
+    """Memory ran out within a collective: the other ranks wait in it, so nothing can be undone or tried again.
+
+    ``kind``: of the collective.
+    """
+
+    def __init__(self, kind: str, words: str) -> None:
+        super().__init__(
+            f"out of memory in {kind} with other ranks ({words}); lower parallel.tile_rows or solver.batch_size"
+        )
+        self.kind, self.words = kind, words
+
+    def __reduce__(self) -> tuple[type[MemoryShort], tuple[str, str]]:
+        return type(self), (self.kind, self.words)
+
+
 class OutOfTime(VerifierError):
     """The deadline passed within a bounding pass. The stage that catches it goes on with what it has."""

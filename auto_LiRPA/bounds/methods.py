@@ -28,6 +28,7 @@ from auto_LiRPA.bounds.intermediate import (
 from auto_LiRPA.bounds.interval import IntervalWalk
 from auto_LiRPA.bounds.optimize import Proven, SecondsLeft
 from auto_LiRPA.bounds.settings import BoundSettings
+from auto_LiRPA.bounds.wide import WideLayer, wide_bounds, wide_layer
 from auto_LiRPA.errors import ConfigError
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.base import NonlinearOperator
@@ -95,7 +96,7 @@ class Query:
 
     ``c``: rows ``[B or 1, S, n_out]``; None asks for every output by itself. ``lower``/``upper``: the sides wanted.
     ``coefficients``: also the linear functions of the input behind the bounds. ``proven``, ``seconds_left``: when an
-    optimisation may stop early.
+    optimisation may stop early. ``boxes``: False lets a layer that is very wide go without boxes in the answer.
     """
 
     c: Tensor | None = None
@@ -105,6 +106,7 @@ class Query:
     given: Given = NOTHING_GIVEN
     proven: Proven | None = None
     seconds_left: SecondsLeft | None = None
+    boxes: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,10 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The sides that were asked for, and the boxes of the nonlinear nodes' inputs that they rest on."""
+    """The sides that were asked for, and the boxes of the nonlinear nodes' inputs that they rest on.
+
+    ``boxes`` has none of a layer that was bounded block by block (`Query.boxes`).
+    """
 
     lower: Side | None
     upper: Side | None
@@ -144,8 +149,20 @@ def compute(
         return _forward_sides(graph, region, query, middle, output, settings)
     if method is Method.ALPHA_CROWN:
         return _alpha_sides(graph, region, query, context, settings)
+    wide = _wide(graph, region, query, method, settings)
+    if wide is not None:
+        found = wide_bounds(graph, wide, region, query.c, context, _signs(query), settings.compare_with_ibp)
+        return _bounds({sign: Side(bound) for sign, bound in found.items()}, {})
     middle = _intermediate(graph, region, query.given, method, context, settings)
     return _crown_sides(graph, region, query, middle, context, settings)
+
+
+def _wide(graph: Graph, region: Region, query: Query, method: Method, settings: BoundSettings) -> WideLayer | None:
+    """The layer to be bounded block by block, where the query leaves that open."""
+    kept = query.boxes or query.coefficients or query.given.fixed or query.given.reference
+    if kept or not _signs(query) or method not in (Method.CROWN, Method.CROWN_IBP):
+        return None
+    return wide_layer(graph, region, settings.wide_mib)
 
 
 def _intermediate(

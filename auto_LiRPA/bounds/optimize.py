@@ -15,7 +15,7 @@ from torch import Tensor
 from auto_LiRPA.bounds.ascent import Moments, ascend
 from auto_LiRPA.bounds.backward import Relaxations, Rows, Slopes, SplitTerm, backward, concretize
 from auto_LiRPA.bounds.settings import AlphaSettings
-from auto_LiRPA.bounds.sweep import objective_weight, reduce_rows, sweep
+from auto_LiRPA.bounds.sweep import Gradient, objective_weight, reduce_rows, sweep
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.values import Region
 
@@ -113,33 +113,20 @@ def optimize_rows(
         agree: whether every rank that shares the weights wants to stop. Until then this one goes on making passes that
             change nothing any more.
     """
-    batch = region.center().shape[0]
-    variables = (
-        initial_slopes(graph, rows.node, relaxations, batch, 1 if mix else rows.coef.shape[1], settings.disabled)
-        if slopes is None
-        else {k: v.clone() for k, v in slopes.items()}
-    )
-    betas = {k: term.beta.clone() for k, term in splits.items()} if splits else {}
-    weights = {MIX: mix.weight.clone()} if mix is not None and mix.c.shape[1] > 1 else {}
-    others = {**betas, **weights}
+    variables = _Variables.first(graph, rows, region, relaxations, settings, slopes, splits, mix)
     state = _Best()
-    tensors = [*variables.values(), *others.values()]
-    moments = Moments.zero(tensors)
-    rates = [settings.lr_alpha] * len(variables) + [settings.lr_beta] * len(betas) + [LR_MIX] * len(weights)
     look = LOOK_EVERY_CUDA if region.center().is_cuda else 1
     keep_from = int(settings.iterations * settings.start_save_best)
     done = 0
     live = True
     for iteration in range(settings.iterations):
         last = iteration + 1 == settings.iterations
-        terms = {k: replace(splits[k], beta=betas[k]) for k in betas} if splits else None
-        if mix is not None:
-            rows = Rows(rows.node, *mix.row(weights.get(MIX, mix.weight)))
-        result = backward(graph, replace(rows, owned=False), relaxations, variables, terms, save=not last)
+        rows, terms = variables.rows(rows), variables.terms()
+        result = backward(graph, replace(rows, owned=False), relaxations, variables.slopes, terms, save=not last)
         lower = concretize(result, region)
         if live:
             keep = iteration == 0 or iteration >= keep_from or last
-            state.update(lower, settings.reduction, variables, others, keep)
+            state.update(lower, settings.reduction, variables.slopes, variables.others, keep)
             done = iteration + 1
         weight = objective_weight(lower, settings.reduction)
         looks = iteration % look == look - 1
@@ -154,31 +141,78 @@ def optimize_rows(
         if agree is None and not live or agree is not None and looks and agree(not live):
             break
         found = sweep(
-            graph,
-            rows.node,
-            result,
-            region,
-            relaxations,
-            weight,
-            variables,
-            terms,
-            with_boxes=False,
-            with_start=bool(weights),
-        )
-        gradients = [found.slopes.get(n, torch.zeros_like(t)) for n, t in variables.items()]
-        gradients += [found.betas.get(n, torch.zeros_like(t)) for n, t in betas.items()]
-        if weights and mix is not None:
-            gradients.append(
-                mix.gradient(weights[MIX], found.start) if found.start is not None else torch.zeros_like(mix.weight)
-            )
-        decay = settings.decay**iteration
-        ascend(tensors, gradients, moments, [r * decay for r in rates], iteration + 1)
-        project(relaxations, variables, betas)
-        for value in weights.values():
-            assert mix is not None
-            _onto_simplex(value, mix.real)
+            graph, rows.node, result, region, relaxations, weight, variables.slopes, terms,
+            with_boxes=False, with_start=bool(variables.weights),
+        )  # fmt: skip
+        variables.ascend(found, relaxations, settings, iteration)
     best_weight = state.betas.pop(MIX, None if mix is None else mix.weight)
     return Optimized(state.lower, state.slopes, state.betas, done, best_weight)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Variables:
+    """What one optimisation moves, in place: slopes, the splits' multipliers, a conjunction's row weights (`MIX`)."""
+
+    slopes: dict[int, Tensor]
+    betas: dict[int, Tensor]
+    weights: dict[int, Tensor]
+    moments: Moments
+    splits: Mapping[int, SplitTerm] | None
+    mix: RowMix | None
+
+    @classmethod
+    def first(
+        cls,
+        graph: Graph,
+        rows: Rows,
+        region: Region,
+        relaxations: Relaxations,
+        settings: AlphaSettings,
+        slopes: Mapping[int, Tensor] | None,
+        splits: Mapping[int, SplitTerm] | None,
+        mix: RowMix | None,
+    ) -> _Variables:
+        """Where the optimisation starts; see `optimize_rows`."""
+        height = 1 if mix else rows.coef.shape[1]
+        own = (
+            initial_slopes(graph, rows.node, relaxations, region.center().shape[0], height, settings.disabled)
+            if slopes is None
+            else {k: v.clone() for k, v in slopes.items()}
+        )
+        betas = {k: term.beta.clone() for k, term in splits.items()} if splits else {}
+        weights = {MIX: mix.weight.clone()} if mix is not None and mix.c.shape[1] > 1 else {}
+        moments = Moments.zero([*own.values(), *betas.values(), *weights.values()])
+        return cls(own, betas, weights, moments, splits, mix)
+
+    @property
+    def others(self) -> dict[int, Tensor]:
+        """All but the slopes."""
+        return {**self.betas, **self.weights}
+
+    def rows(self, rows: Rows) -> Rows:
+        """The rows as they are now."""
+        return rows if self.mix is None else Rows(rows.node, *self.mix.row(self.weights.get(MIX, self.mix.weight)))
+
+    def terms(self) -> dict[int, SplitTerm] | None:
+        """The splits with their multipliers as they are now."""
+        return {k: replace(self.splits[k], beta=beta) for k, beta in self.betas.items()} if self.splits else None
+
+    def ascend(self, found: Gradient, relaxations: Relaxations, settings: AlphaSettings, iteration: int) -> None:
+        """One step uphill, and back into what is sound."""
+        tensors = [*self.slopes.values(), *self.betas.values(), *self.weights.values()]
+        gradients = [found.slopes.get(n, torch.zeros_like(t)) for n, t in self.slopes.items()]
+        gradients += [found.betas.get(n, torch.zeros_like(t)) for n, t in self.betas.items()]
+        if self.weights and self.mix is not None:
+            weight, start = self.weights[MIX], found.start
+            gradients.append(torch.zeros_like(weight) if start is None else self.mix.gradient(weight, start))
+        rates = [settings.lr_alpha] * len(self.slopes) + [settings.lr_beta] * len(self.betas)
+        decay = settings.decay**iteration
+        rates = [rate * decay for rate in (*rates, *[LR_MIX] * len(self.weights))]
+        ascend(tensors, gradients, self.moments, rates, iteration + 1)
+        project(relaxations, self.slopes, self.betas)
+        for value in self.weights.values():
+            assert self.mix is not None
+            _onto_simplex(value, self.mix.real)
 
 
 def _onto_simplex(weight: Tensor, real: Tensor) -> None:

@@ -32,4 +32,5 @@ class BoundSettings:
     compare_with_ibp: bool = True  # intersect each CROWN bound with the interval bound (on here, off upstream)
     sparse_intermediate: bool = True  # bound only neurons that the interval bounds leave undecided
     forward_max_dim: int = 10_000  # input columns per chunk of forward mode
+    wide_mib: float = 256.0  # a layer whose boxes take more is bounded block by block, if nobody wants its boxes
     alpha: AlphaSettings = AlphaSettings()

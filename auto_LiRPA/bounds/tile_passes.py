@@ -2,11 +2,12 @@
 
 A recording is kept for later calls on the same network. What changes between calls (rows, relaxations, region) is
 copied into the memory that it reads; weights and constants it reads where they lie, and it is made anew if they moved.
+Recordings for regions of one form read the same memory, which is filled for one start node at a time.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from auto_LiRPA.parallel.tiles import Tile
 from auto_LiRPA.values import Box, Region
 
 MOST_KEPT = 64  # recordings of a network
+
+_Form = tuple[torch.Size, torch.dtype]  # of a region
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +44,7 @@ class TilePasses:
     context: DistributedContext
     _ready: _Ready | None = None
     _asked: bool = False
+    _token: object = field(default_factory=object)  # of these tiles, see `_Memory`
 
     def __call__(self, position: int) -> Tensor:
         """Bounds of one tile."""
@@ -57,8 +61,18 @@ class TilePasses:
         return found
 
     @property
-    def _key(self) -> tuple[int, int, int]:
-        return self.node, self.tiles[0].height, self.region.center().shape[0]
+    def _form(self) -> _Form:
+        lower = self.region.interval().lower
+        return lower.shape, lower.dtype
+
+    @property
+    def _key(self) -> tuple[int, int, _Form]:
+        return self.node, self.tiles[0].height, self._form
+
+    @property
+    def _below(self) -> list[int]:
+        """Nodes that a pass may go through: rows may begin at the start node itself."""
+        return sorted(self.graph.ancestors[self.node] | {self.node})
 
     def _kept_or_new(self) -> _Ready | None:
         """A recording of this pass: one that is kept, or a new one if that pays and its form is known."""
@@ -70,7 +84,6 @@ class TilePasses:
         if isinstance(known, _Ready) and known.addresses == self._addresses():
             self._asked = True
             self.context.recorder.ready()
-            known.take(self.relaxations, self.region)
             return known
         if not isinstance(known, _Seen | _Ready):
             if len(kept) >= MOST_KEPT:
@@ -78,34 +91,48 @@ class TilePasses:
             return None
         self._asked = True
         ready = self._recorded(known.first, known.form)
-        if ready is None:
+        if not self._by_all(ready is not None) or ready is None:
             kept.pop(self._key)
-        else:
-            kept[self._key] = ready
+            return None
+        kept[self._key] = ready
         return ready
 
     def _recorded(self, first: int, form: RowForm) -> _Ready | None:
-        relaxations: dict[int, Relaxation] = {}
-        places: dict[int, tuple[Tensor, ...]] = {}
-        for i in self.graph.ancestors[self.node]:
-            if isinstance(self.graph.nodes[i].op, NonlinearOperator):
-                relaxations[i], places[i] = self.relaxations[i].apart()
-        box = self.region.interval()
-        region = Box(box.lower.clone(), box.upper.clone())
         graph = self.graph
+        nonlinear = tuple(i for i in self._below if isinstance(graph.nodes[i].op, NonlinearOperator))
+        # tensors made in inference mode could not be filled outside of it
+        with torch.inference_mode(False), torch.no_grad():
+            try:
+                memory = self._memory(nonlinear)
+            except torch.OutOfMemoryError:  # a pass that is not recorded needs no copies
+                return None
+            relaxations, region = memory.relaxations, memory.region
 
-        def work(coef: Tensor, bias: Tensor | None) -> Tensor:
-            rows = [Rows(first, coef, bias, owned=True)]
-            del coef  # the pass holds them no longer than it needs
-            return concretize(backward(graph, rows.pop(), relaxations), region)
+            def work(coef: Tensor, bias: Tensor | None) -> Tensor:
+                rows = [Rows(first, coef, bias, owned=True)]
+                del coef  # the pass holds them no longer than it needs
+                return concretize(backward(graph, rows.pop(), relaxations), region)
 
-        recording = self.context.recorder.record(form, work)
+            recording = self.context.recorder.record(form, work)
         if recording is None:
             return None
-        return _Ready(first, form, recording, places, region, self._addresses())
+        return _Ready(first, form, recording, memory, nonlinear, self._addresses())
+
+    def _memory(self, nonlinear: tuple[int, ...]) -> _Memory:
+        """The memory for regions of this form, with places for the relaxations of these nodes."""
+        kept = self.context.recorder.kept(self.graph)
+        memory = kept.get(self._form)
+        if not isinstance(memory, _Memory):
+            box = self.region.interval()
+            kept[self._form] = memory = _Memory(Box(box.lower.clone(), box.upper.clone()))
+        for i in nonlinear:
+            if i not in memory.places:
+                memory.relaxations[i], memory.places[i] = self.relaxations[i].apart()
+        return memory
 
     def _replayed(self, ready: _Ready, position: int) -> Tensor:
         recording = ready.recording
+        ready.memory.take(self._token, self.region, ready.nonlinear, self.relaxations)
         with self.context.buffers.not_ahead():
             rows = self._rows(position, recording.coef)
         if recording.bias is not None:
@@ -119,23 +146,35 @@ class TilePasses:
 
     def _recordable(self) -> bool:
         """Whether all that a pass does is known beforehand."""
-        graph = self.graph
-        if torch.is_grad_enabled() or not self.context.recorder.works or not isinstance(self.region, Box):
+        graph, recorder = self.graph, self.context.recorder
+        if not recorder.possible or torch.is_grad_enabled() or not isinstance(self.region, Box):
+            return False
+        if self.region.lower.device != self.context.device:
             return False
         if len(graph.nodes[self.node].shape) != 1:
             return False  # rows that begin at neurons of a map cover a window each, which decides what is done
-        below = graph.ancestors[self.node] | {self.node}
-        ops = [graph.nodes[i].op for i in below if i != 0]
-        return all(op.recordable for op in ops) and all(weight.recordable for weight in graph.weights)
+        if graph.spread is not None and self.context.settings.backend == "gloo":
+            return False  # sums that pass through the host
+        recordable = all(graph.nodes[i].op.recordable for i in self._below if i != 0)
+        if not recordable or not all(weight.recordable for weight in graph.weights):
+            return False
+        return self._by_all(recorder.works)
 
-    def _addresses(self) -> tuple[int, ...]:
-        """Where the numbers lie that a recording reads."""
-        found: list[int] = list(self.context.buffers.addresses())
-        for i in sorted(self.graph.ancestors[self.node]):
+    def _by_all(self, flag: bool) -> bool:
+        """Whether all ranks say so that add up in this pass: a sum is recorded by all of them or by none (NCCL)."""
+        spread = self.graph.spread
+        if spread is None:
+            return flag
+        return bool(spread.ranks.gather(torch.tensor([flag], dtype=torch.uint8)).all())
+
+    def _addresses(self) -> tuple[object, ...]:
+        """Where the numbers lie that a recording reads, and in which form."""
+        found: list[object] = list(self.context.buffers.addresses())
+        for i in self._below:
             for value in vars(self.graph.nodes[i].op).values():
                 tensor = value.tensor if isinstance(value, LocalWeight) else value
                 if isinstance(tensor, Tensor):
-                    found.append(tensor.data_ptr())
+                    found.append((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()))
         return tuple(found)
 
 
@@ -147,22 +186,38 @@ class _Seen:
     form: RowForm
 
 
+@dataclass(slots=True, eq=False)
+class _Memory:
+    """What recorded passes read beside weights: a region, and of each nonlinear node's relaxation its ``places``.
+
+    ``holds``: the token of the tiles whose region and relaxations are in it.
+    """
+
+    region: Box
+    relaxations: dict[int, Relaxation] = field(default_factory=dict)
+    places: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
+    holds: object | None = None
+
+    def take(self, token: object, region: Region, nonlinear: tuple[int, ...], relaxations: Relaxations) -> None:
+        """From now on passes through ``nonlinear`` nodes are over these."""
+        if self.holds is token:
+            return
+        self.holds = token
+        box = region.interval()
+        into, what = [self.region.lower, self.region.upper], [box.lower, box.upper]
+        for i in nonlinear:
+            into += self.places[i]
+            what += relaxations[i].read_by_pull()
+        torch._foreach_copy_(into, what)
+
+
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """A recorded pass. ``places``: per nonlinear node, the tensors that its relaxation is copied into."""
+    """A recorded pass through ``nonlinear`` nodes, which reads ``memory``."""
 
     first: int
     form: RowForm
     recording: Recording
-    places: dict[int, tuple[Tensor, ...]]
-    region: Box
-    addresses: tuple[int, ...]
-
-    def take(self, relaxations: Relaxations, region: Region) -> None:
-        """From now on it is the pass over these."""
-        box = region.interval()
-        into, what = [self.region.lower, self.region.upper], [box.lower, box.upper]
-        for i, places in self.places.items():
-            into += places
-            what += relaxations[i].read_by_pull()
-        torch._foreach_copy_(into, what)
+    memory: _Memory
+    nonlinear: tuple[int, ...]
+    addresses: tuple[object, ...]

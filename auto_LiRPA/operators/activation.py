@@ -55,6 +55,7 @@ class Relu(NonlinearOperator):
         # a NaN bound proves no stability: such a neuron's chord is NaN
         unstable = ~((lo >= 0) | (hi <= 0))
         width = torch.where(unstable, hi - lo, 1.0)  # > 0: no floor, which would tilt the chord of a tiny interval
+        width = width.masked_fill(width.isinf(), torch.nan)  # or a chord of slope 0 would lie below the upper end
         # one operand a tensor: two plain numbers would pass through float32, and 0.1 does not survive that
         stable = torch.where(lo >= 0, torch.ones_like(lo), self.leak)
         # the share of the interval that is positive; taken from hi/width so that it stays within [0, 1]
@@ -114,12 +115,16 @@ class ReluRelaxation(Relaxation):
         return part
 
     def apart(self) -> tuple[Relaxation, tuple[Tensor, ...]]:
-        part = copy(self)
-        part._rows = _RowLines(*(tensor.clone() for tensor in self.read_by_pull()))
+        part, nothing = copy(self), self._rows.lower.new_empty(0)
+        lower, offset, step = (tensor.clone() for tensor in self.read_by_pull())
+        part._rows = _RowLines(lower, nothing, offset, step)
+        # what else there is would be held as long as the recordings are
+        part.box, part.lines = Interval(nothing, nothing), Lines(nothing, None, nothing, nothing)
+        part._spec = part.pinned = None
         return part, part.read_by_pull()
 
     def read_by_pull(self) -> tuple[Tensor, ...]:
-        return self._rows.lower, self._rows.upper, self._rows.offset, self._rows.step
+        return self._rows.lower, self._rows.offset, self._rows.step
 
     def _lower_slope(self, rows: int, alpha: Tensor | None) -> Tensor:
         """``[B, 1 or T, n]``."""

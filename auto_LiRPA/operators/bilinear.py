@@ -7,7 +7,8 @@ With centres xm, ym and half-widths rx, ry of the factors' boxes, and any rho, s
 
 rho = 1, -1 (sigma likewise) are the two planes below (above) the product; all of them have one value at the centre. The
 least value over the box is greatest for every rho between xm / rx and ym / ry (clamped to [-1, 1]), and the greatest
-value of the upper plane is least for every sigma between xm / rx and -ym / ry: CROWN starts halfway between the two.
+value of the upper plane is least for every sigma between xm / rx and -ym / ry: CROWN starts halfway between the two,
+and in a MatMul whose left factor has one sign at that end.
 In a MatMul rho is the mean of one number per entry of either factor, so nothing of the size rows x inner x columns is
 ever made: every term is a matrix product of the size of the coefficients.
 """
@@ -213,8 +214,14 @@ class MatMulRelaxation(_ProductRelaxation):
         return Pulled((on_x, on_y), total)
 
     def _start(self) -> Tensor:
-        of_x, of_y = _ratio(self.xm, self.rx).flatten(1), _ratio(self.ym, self.ry).flatten(1)
-        return torch.stack([torch.cat([of_x, of_y], 1), torch.cat([of_x, -of_y], 1)], 1)
+        # where a column of x has one sign (shares of a softmax) every mix up to that sign is as good over the box, and
+        # the sign itself better over what follows: measured on transformers
+        of_x, of_y = _ratio(self.xm, self.rx), _ratio(self.ym, self.ry)
+        least, most = (side.unsqueeze(-1).expand_as(of_y) for side in (of_x.amin(-2), of_x.amax(-2)))
+        sign = (least >= 1).to(of_y) - (most <= -1).to(of_y)
+        low, high = (torch.where(sign != 0, sign, side).flatten(1) for side in (of_y, -of_y))
+        of_x = of_x.flatten(1)
+        return torch.stack([torch.cat([of_x, low], 1), torch.cat([of_x, high], 1)], 1)
 
     def _mixed(self, coef: Tensor, dense: Tensor, rx: Tensor, ry: Tensor) -> tuple[Tensor, Tensor]:
         """What the mixes ``[B, 1 or T, 2, n]`` add to both factors' coefficients."""

@@ -31,6 +31,9 @@ from auto_LiRPA.values import Interval
 
 # S0 is at least this share of the greatest C in the box.
 _LEAST_TANGENT = 0.1
+# Where the tangents of the convex bounds touch at the start, as shares of the way from the least to the greatest point:
+# any share is sound, and these give the narrowest bounds of the two transformers of VNN-COMP.
+START_BELOW, START_ABOVE = 0.6, 0.4
 
 
 def pair_count(n: int) -> int:
@@ -170,17 +173,23 @@ class PairSoftmaxRelaxation(LocalRelaxation):
         if self._spec is None:
             wide = (self.full.lower != self.full.upper).any(-1).flatten(1)
             index = wide.any(0).nonzero().squeeze(-1) if self.pinned is None else self.pinned
-            initial = torch.full_like(self.full.lower[..., 0].flatten(1)[:, :1, None], 0.5)
-            initial = initial.expand(-1, self.length + 1, len(index)).clone()
+            initial = self._starts()[:, None].expand(len(self.full.lower), -1, len(index)).clone()
             self._spec = AlphaSpec(index, initial, 0.0, 1.0)
         return self._spec
 
+    def _starts(self) -> Tensor:
+        """Where the shares of one output start, ``[P]``."""
+        starts = self.full.lower.new_full((self.length + 1,), START_ABOVE)
+        starts[0] = START_BELOW
+        return starts
+
     def _dense(self, alpha: Tensor) -> Tensor:
-        """``[B, T, P, u] -> [B, T, *lead, j, P]``, 1/2 where no variable is."""
+        """``[B, T, P, u] -> [B, T, *lead, j, P]``, the start where no variable is."""
         shape = self.full.lower.shape[1:-1]
         index = self.alpha.index
         if len(index) != shape.numel():  # sorted, so otherwise it is the identity
-            alpha = alpha.new_full((*alpha.shape[:3], shape.numel()), 0.5).index_copy(3, index, alpha)
+            start = self._starts()[:, None].expand(*alpha.shape[:3], shape.numel())
+            alpha = start.index_copy(3, index, alpha)
         return alpha.movedim(2, 3).unflatten(2, shape)
 
     def _planes(self, alpha: Tensor | None) -> _Planes:
@@ -297,7 +306,7 @@ def _below(t: Interval, share: Tensor | None) -> tuple[Tensor, Tensor]:
     least, most = (slope * t.lower).sum(-1) + offset, (slope * t.upper).sum(-1) + offset
     # tangents further left fall far below 0 at the other end, with slopes that only rounding errors gain from
     least = torch.maximum(least, _LEAST_TANGENT * most)
-    point = least + (0.5 if share is None else share) * (most - least)
+    point = least + (START_BELOW if share is None else share) * (most - least)
     with torch.no_grad():
         drop = _rounding(4 / point + ((slope * (t.lower.abs() + t.upper.abs())).sum(-1) + offset.abs()) / point**2)
     return -slope / point.unsqueeze(-1) ** 2, 2 / point - offset / point**2 - drop
@@ -311,7 +320,7 @@ def _above(t: Interval, share: Tensor | None) -> tuple[Tensor, Tensor]:
     wide = width > 0
     # (p_hi - p_lo) / (log p_hi - log p_lo)
     kappa = highest * torch.where(wide, -torch.expm1(-width) / torch.where(wide, width, 1.0), 1.0)
-    point = t.lower + (0.5 if share is None else share) * (t.upper - t.lower)
+    point = t.lower + (START_ABOVE if share is None else share) * (t.upper - t.lower)
     level = torch.logsumexp(point, -1)
     weight = torch.exp(point - level.unsqueeze(-1))
     slope = -kappa.unsqueeze(-1) * weight

@@ -295,7 +295,8 @@ class BlockBuffers:
             if slot.ready is not None:  # an abandoned fetch may still be writing to what is freed here
                 torch.cuda.current_stream(device).wait_event(slot.ready)
             slot.memory = None
-            slot.memory = memory = torch.empty(max(size, self._largest), dtype=torch.uint8, device=device)
+            with torch.inference_mode(False):  # or it could not be filled outside of inference mode
+                slot.memory = memory = torch.empty(max(size, self._largest), dtype=torch.uint8, device=device)
             if device.type == "cuda":  # whoever had this memory before may still be reading it
                 slot.free = torch.cuda.current_stream(device).record_event()
         return memory

@@ -20,13 +20,14 @@ class Traffic:
 
     calls: int = 0
     bytes: int = 0
+    replayed_calls: int = 0
     timed_calls: int = 0
     timed_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
-        """Of all calls; where only some were timed, as if the others had taken as long."""
-        return self.timed_seconds * self.calls / max(1, self.timed_calls)
+        """Of all calls that were not replayed; where only some were timed, as if the others had taken as long."""
+        return self.timed_seconds * (self.calls - self.replayed_calls) / max(1, self.timed_calls)
 
 
 Counts = list[tuple[Traffic, int, int]]  # calls and bytes of each kind
@@ -104,6 +105,7 @@ class Counters:
         self.replays += 1
         for traffic, calls, size in counts:
             traffic.calls += calls
+            traffic.replayed_calls += calls
             traffic.bytes += size
 
     def settle(self) -> None:

@@ -6,7 +6,7 @@ alone adds floats, and belongs to tensor parallelism. Every rank of a group make
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -15,8 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from auto_LiRPA.errors import RankUnreachable
+from auto_LiRPA.errors import MemoryShort, RankUnreachable
 from auto_LiRPA.parallel.counters import Counters
+from auto_LiRPA.parallel.shortage import is_out_of_memory, words_of
 
 T = TypeVar("T")
 
@@ -55,7 +56,8 @@ class Group:
         """Every rank's tensor, all of one shape and dtype: ``[size, *shape]``."""
         if self.size == 1:
             return part.unsqueeze(0)
-        out = torch.empty(self.size, *part.shape, dtype=part.dtype, device=part.device)
+        with _within_reach("gather"):
+            out = torch.empty(self.size, *part.shape, dtype=part.dtype, device=part.device)
         self.gather_into(out, part)
         return out
 
@@ -64,9 +66,9 @@ class Group:
         if self.size == 1:
             out.view(-1).view(torch.uint8).copy_(part.contiguous().view(-1).view(torch.uint8))
             return
-        target, source = out.view(-1).view(torch.uint8), part.contiguous().view(-1).view(torch.uint8)
+        target = out.view(-1).view(torch.uint8)
         with self._counted(kind, target.numel(), out.device):
-            _gather_into(target, source, group=self.handle)
+            _gather_into(target, part.contiguous().view(-1).view(torch.uint8), group=self.handle)
 
     def broadcast(self, tensor: Tensor, source: int) -> Tensor:
         """Rank ``source``'s content, in place."""
@@ -113,6 +115,27 @@ class Group:
         found: list[list[float]] = out.tolist()
         return found
 
+    def numbers_later(self, values: Sequence[float]) -> Callable[[], list[list[float]]]:
+        """`numbers` that are on their way: what is returned waits for them, and has to be called once.
+
+        Until then a rank may do anything of its own; collectives of the group keep their order.
+        """
+        if self.size == 1:
+            only = [list(values)]
+            return lambda: only
+        mine = torch.tensor(values, dtype=torch.float64)
+        out = torch.empty(self.size, len(mine), dtype=torch.float64)
+        with self._converted("agree"):
+            work = _gather_into(out.view(-1), mine, group=self.handle, async_op=True)
+
+        def arrived() -> list[list[float]]:
+            with self._counted("agree", out.numel() * 8, out.device):
+                work.wait()
+            found: list[list[float]] = out.tolist()
+            return found
+
+        return arrived
+
     def some(self, flag: bool) -> bool:
         """Whether any rank says so."""
         return flag if self.size == 1 else any(row[0] > 0 for row in self.numbers([float(flag)]))
@@ -157,15 +180,30 @@ class Group:
         if self.observer is not None:
             self.observer.entering(kind, self.members)
         try:
-            with self.counters.collective(kind, size, device):
+            with self._converted(kind), self.counters.collective(kind, size, device):
                 yield
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise RankUnreachable(f"{kind} of ranks {_listed(self.members)} broke off: {_first_line(error)}") from error
         finally:
             if self.observer is not None:
                 self.observer.left()
+
+    @contextmanager
+    def _converted(self, kind: str) -> Iterator[None]:
+        try:
+            with _within_reach(kind):
+                yield
+        except RuntimeError as error:
+            raise RankUnreachable(f"{kind} of ranks {_listed(self.members)} broke off: {_first_line(error)}") from error
+
+
+@contextmanager
+def _within_reach(kind: str) -> Iterator[None]:
+    """Around what the other ranks wait for: memory that runs out here is this rank's own end, not a lost rank."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryShort(kind, words_of(error)) from error
 
 
 def _listed(members: Sequence[int]) -> str:

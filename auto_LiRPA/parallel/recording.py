@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ class Recording(ABC):
 
 class Recorder(ABC):
     """Makes recordings of work on one device, and keeps what its users want to keep for one owner at a time."""
+
+    possible: ClassVar[bool] = True  # False: never, on any rank of a run
 
     _kept: dict[Hashable, Any]
     _owner: weakref.ref[object] | None
@@ -97,6 +99,8 @@ class Recorder(ABC):
 
 class NoRecorder(Recorder):
     """Where there is no GPU."""
+
+    possible: ClassVar[bool] = False
 
     @property
     def works(self) -> bool:

@@ -20,8 +20,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from benchmarks.parallel import table  # noqa: E402
+from benchmarks.parallel.experiments import exp2  # noqa: E402
+from benchmarks.parallel.experiments.kinds import Check, at_least, at_most, equal, shown  # noqa: E402
 from benchmarks.parallel.starting import Figures, Job, read, rows, run_jobs  # noqa: E402
 
+CONFIGS = Path(__file__).resolve().parent.parent.parent / "exp_configs" / "parallel"
 PARTS = ("modes", "tp", "large", "alpha", "bab", "full")
 
 
@@ -63,9 +66,7 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
         )
         yield from table.jobs(sizes)
     if "tp" in options.parts:
-        nets = ("64x3",) if tiny else ("1024x4", "4096x4", "8192x4", "4096x8")
-        yield Job("tp_error.py", 2, ("--nets", *nets, "--tile", "16" if tiny else "512"))
-        yield Job("tp_error.py", 2, ("--interm", "ibp", "--methods", "CROWN", "--nets", nets[0]))
+        yield from _tp_jobs(options.tiny)
     if "large" in options.parts:
         size = ("--h", "64", "--d", "3", "--tile", "16") if tiny else ()
         for mode, ranks in (("fsdp+rows", 2), ("offload", 1), ("single", 1)):
@@ -88,6 +89,17 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
             yield Job("bab_ranks.py", ranks, (*files, "--schedule", "free", *words))
 
 
+def _tp_jobs(tiny: bool) -> Iterator[Job]:
+    """Networks of experiment 5 by both methods, on one rank and split over two."""
+    nets = ("256x4",) if tiny else ("1024x4", "4096x4", "8192x4", "4096x8")
+    configs = [str(CONFIGS / f"exp5_{net}.yaml") for net in nets]
+    words = ["--exp", "5", "--methods", "IBP", "CROWN", "--tiles", "16" if tiny else "512", "--samples", "4096"]
+    words += ["--repeats", "1", *(("--hidden", "64") if tiny else ())]
+    for mode, ranks in (("single", 1), ("tp", 2)):
+        yield Job("of_config.py", ranks, (*words, "--modes", mode, "--configs", *configs), 300.0)
+    yield Job("of_config.py", 2, (*words, "--modes", "tp-ibp", "--configs", configs[0]))
+
+
 def report(out: Path) -> None:
     """All tables."""
     figures = read(out)
@@ -97,12 +109,19 @@ def report(out: Path) -> None:
         if lines:
             print(f"\n{what}\n")
             print(rows(columns, lines))
+    for one in exp2.tables(_bounds(figures)):
+        if one.lines:
+            print("\nbounds of tensor parallelism\n")
+            print(rows(one.header, [[shown(cell) for cell in line] for line in one.lines]))
     print()
-    print(rows(("goal", "wanted", "measured", "met"), list(goals(figures))))
+    print(table.told(goals(figures)))
+
+
+def _bounds(figures: list[Figures]) -> list[Figures]:
+    return [one for one in figures if one.get("what") == "of_config"]
 
 
 TABLES = {
-    "tp_error": ("net", "method", "interm", "error", "width_ratio", "violations", "world"),
     "too_large": ("mode", "world", "weights_mib", "cap_mib", "peak_mib", "reserved_mib", "ms", "sound",
                   "out_of_memory"),
     "alpha_keep": ("width", "mode", "world", "unstable", "crown_sum", "lb_sum", "ms", "peak_mib", "reserved_mib",
@@ -119,21 +138,17 @@ def _cell(one: Figures, name: str) -> object:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def goals(figures: list[Figures]) -> Iterator[tuple[str, str, str, str]]:
+def goals(figures: list[Figures]) -> Iterator[Check]:
     """The issue's goals outside the table of modes."""
+    yield from exp2.checks(_bounds(figures))
     for one in figures:
-        if one.get("what") == "tp_error" and one["interm"] == "exact":
-            yield table.at_most(f"tp {one['net']} {one['method']}: error", 1e-5, one["error"])
-            yield table.equal(f"tp {one['net']} {one['method']}: violations", 0, one["violations"])
         if one.get("what") == "too_large" and one["mode"] != "single":
-            yield table.equal(f"{one['mode']}: bounded above the memory", True, one.get("sound", False))
+            yield equal(f"{one['mode']}: bounded above the memory", True, one.get("sound", False))
     yield from _pairs(figures, "alpha_keep", ("width", "iterations"), _alpha_goals)
     yield from _pairs(figures, "bab_ranks", ("schedule", "batch"), _bab_goals)
 
 
-def _pairs(
-    figures: list[Figures], what: str, keys: tuple[str, ...], goal: object
-) -> Iterator[tuple[str, str, str, str]]:
+def _pairs(figures: list[Figures], what: str, keys: tuple[str, ...], goal: object) -> Iterator[Check]:
     assert callable(goal)
     alone = {tuple(one[k] for k in keys): one for one in figures if one.get("what") == what and one["world"] == 1}
     for one in figures:
@@ -142,25 +157,25 @@ def _pairs(
             yield from goal(single, one)
 
 
-def _alpha_goals(single: Figures, two: Figures) -> Iterator[tuple[str, str, str, str]]:
+def _alpha_goals(single: Figures, two: Figures) -> Iterator[Check]:
     name = f"alpha keep, width {two['width']}"
     share = max(rank["stored_mib"] for rank in two["ranks"]) / max(1e-9, single["ranks"][0]["stored_mib"])
-    yield table.at_most(f"{name}: stored row state as a share of one rank's", 0.52, share)
+    yield at_most(f"{name}: stored row state as a share of one rank's", 0.52, share)
     if "peak_mib" in two:
-        yield table.at_most(f"{name}: peak as a share", 0.60, two["peak_mib"] / single["peak_mib"])
-    yield table.at_least(f"{name}: times as fast", 1.7, single["ms"] / two["ms"])
-    yield table.equal(f"{name}: same bits", True, single["digests"] == two["digests"])
+        yield at_most(f"{name}: peak as a share", 0.60, two["peak_mib"] / single["peak_mib"])
+    yield at_least(f"{name}: times as fast", 1.7, single["ms"] / two["ms"])
+    yield equal(f"{name}: same bits", True, single["digests"] == two["digests"])
 
 
-def _bab_goals(single: Figures, two: Figures) -> Iterator[tuple[str, str, str, str]]:
+def _bab_goals(single: Figures, two: Figures) -> Iterator[Check]:
     name = f"bab {two['schedule']}, batch {two['batch']}"
     if two["schedule"] == "free":
-        yield table.at_least(f"{name}: times the domains/s", 1.8, two["domains_per_s"] / single["domains_per_s"])
+        yield at_least(f"{name}: times the domains/s", 1.8, two["domains_per_s"] / single["domains_per_s"])
         return
     for key in ("domains", "rounds", "digests", "worst_bound"):
-        yield table.equal(f"{name}: same {key}", single[key], two[key])
+        yield equal(f"{name}: same {key}", single[key], two[key])
     share = max(rank["stored_mib"] for rank in two["ranks"]) / max(1e-9, single["ranks"][0]["stored_mib"])
-    yield table.at_most(f"{name}: stored domain bytes as a share of one rank's", 0.52, share)
+    yield at_most(f"{name}: stored domain bytes as a share of one rank's", 0.52, share)
 
 
 if __name__ == "__main__":

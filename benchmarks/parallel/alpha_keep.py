@@ -73,7 +73,7 @@ def main() -> None:
         run(brief)
         held: dict[str, int] = {}
         result: list[Any] = []
-        with _watched(held):
+        with watched(held):
             mine = measuring.measure(context, lambda: result.append(run()), 1, 0)
     lower = result[-1].lower.bound
     mine |= {"digest": measuring.digest([lower]), "weight_mib": round(store.weight_bytes() / MIB, 2)}
@@ -106,7 +106,7 @@ def _unstable(boxes: Any) -> int:
 
 
 @contextmanager
-def _watched(held: dict[str, int]) -> Iterator[None]:
+def watched(held: dict[str, int]) -> Iterator[None]:
     """Notes what a joint optimisation stores when it ends."""
     joint, best = engine._Joint, engine._Best
     run = joint.run
@@ -117,7 +117,7 @@ def _watched(held: dict[str, int]) -> Iterator[None]:
             super().__init__()
             made.append(self)
 
-    def watched(self: Any, *arguments: Any) -> Any:
+    def noted(self: Any, *arguments: Any) -> Any:
         made.clear()
         result = run(self, *arguments)
         held["slopes"] = measuring.storage_bytes(self.slopes)
@@ -128,7 +128,7 @@ def _watched(held: dict[str, int]) -> Iterator[None]:
         made.clear()
         return result
 
-    joint.run, engine._Best = watched, Noted  # type: ignore[method-assign, misc, assignment]
+    joint.run, engine._Best = noted, Noted  # type: ignore[method-assign, misc, assignment]
     try:
         yield
     finally:

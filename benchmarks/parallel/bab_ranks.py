@@ -1,25 +1,29 @@
 """Branch and bound of one instance on ranks that share its domains: counts, bounds, stored bytes, domains a second.
 
-    python benchmarks/parallel/bab_ranks.py --onnx N.onnx --vnnlib P.vnnlib --schedule synchronous --batch 4096
+    python benchmarks/parallel/bab_ranks.py --config exp_configs/parallel/exp6_bab_512.yaml
+    torchrun --nproc_per_node=2 benchmarks/parallel/bab_ranks.py --config exp_configs/parallel/exp6_bab_512.yaml \
+        --mode fsdp+domains
     torchrun --nproc_per_node=2 benchmarks/parallel/bab_ranks.py --onnx N.onnx --vnnlib P.vnnlib --schedule free
 
-Synchronous: the paper's fair settings (20 iterations, lr_alpha 0.1, lr_beta 0.03, kFSB, no pruning) for ``--rounds``;
-`digests` is over the ids and bounds of all domains that came into any rank's store, so equal digests mean the same tree
-with the same bounds. Free-running: the same rates, early ends, until ``--seconds`` are over. Stored bytes are the most
-that a rank's store held after any round; the transient of a tile is the peak without what was there before the search
-and without those.
+The settings are those of ``--config``, or the paper's fair ones (20 iterations, lr_alpha 0.1, lr_beta 0.03, kFSB, no
+pruning). Synchronous: as many rounds as these say; the warm-up is a whole search, and `digests` is over the ids and
+bounds of all domains that came into any rank's store in it, so equal digests mean the same tree with the same bounds.
+Free-running: the same rates, early ends, until ``--seconds`` are over. Stored bytes are the most that a rank's store
+held after any round; the transient of a tile is the peak without what was there before the search and without those.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -31,60 +35,123 @@ from auto_LiRPA.parallel.numerics import full_precision  # noqa: E402
 from auto_LiRPA.parallel.settings import ParallelSettings  # noqa: E402
 from benchmarks.bab import FAIR  # noqa: E402
 from benchmarks.parallel import measuring  # noqa: E402
+from complete_verifier.bab import schedule_synchronous  # noqa: E402
+from complete_verifier.bab import search as searching  # noqa: E402
 from complete_verifier.bab.search import search  # noqa: E402
-from complete_verifier.bab.settings import BabSettings  # noqa: E402
+from complete_verifier.bab.settings import BabResult, BabSettings  # noqa: E402
 from complete_verifier.bab.store import DomainStore  # noqa: E402
-from complete_verifier.config import load_config  # noqa: E402
-from complete_verifier.driver.choices import bound_settings  # noqa: E402
+from complete_verifier.config import Config, load_config  # noqa: E402
+from complete_verifier.driver.choices import bab_settings, bound_settings, incomplete_settings  # noqa: E402
 from complete_verifier.driver.questions import FileReader  # noqa: E402
 from complete_verifier.incomplete.result import IncompleteResult  # noqa: E402
-from complete_verifier.incomplete.settings import IncompleteSettings  # noqa: E402
 from complete_verifier.incomplete.stage import run_incomplete  # noqa: E402
 from complete_verifier.problem import Clock, Problem  # noqa: E402
 
 MIB = measuring.MIB
+Where = Literal["single", "fsdp", "offload"]
+# Where weights live, and whether domains are shared out.
+PLACEMENTS: dict[str, tuple[Where, Literal["shard", "replicate"]]] = {
+    "single": ("single", "replicate"),
+    "offload": ("offload", "replicate"),
+    "fsdp": ("fsdp", "replicate"),
+    "domains": ("single", "shard"),
+    "fsdp+domains": ("fsdp", "shard"),
+    "offload+domains": ("offload", "shard"),
+}
 
 
 def main() -> None:
-    """The incomplete stage, a warm-up of two rounds, one search a batch size."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--onnx", required=True)
-    parser.add_argument("--vnnlib", required=True)
-    parser.add_argument("--schedule", choices=("synchronous", "free"), required=True)
-    parser.add_argument("--batch", type=int, nargs="+", default=[4096])
-    parser.add_argument("--rounds", type=int, default=10, help="of the synchronous schedule")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of the free-running schedule")
-    parser.add_argument("--mode", choices=("single", "fsdp", "offload"), default="single", help="of the weights")
-    measuring.add_common(parser)
-    options = parser.parse_args()
+    """For each placement the incomplete stage and a warm-up, then the searches."""
+    options = _options()
     several = measuring.world_size() > 1
-    settings = ParallelSettings(
-        mode=options.mode,
-        rows="replicate",
-        domains="shard" if several else "replicate",
-        block_mib=options.block_mib,
-        prefetch=not options.no_prefetch,
-        timeout_s=120,
-        threads=measuring.cpu_threads(),
-    )
-    context = measuring.join(settings)
-    problem, start = _start(options.onnx, options.vnnlib, context)
-    chosen = FAIR if options.schedule == "synchronous" else replace(FAIR, synchronous=False)
-    with torch.no_grad(), full_precision():
-        warm = replace(chosen, max_iterations=2, batch_size=options.batch[0])
-        search(_with_seconds(problem, 600.0), start, warm)
-        for batch in options.batch:
-            _measure(problem, start, replace(chosen, batch_size=batch), options)
+    given = options.placements or [_placement(options.mode, several)]
+    with ExitStack() as stack:
+        if options.job:
+            stack.enter_context(mock.patch.object(schedule_synchronous, "SYNCHRONOUS_TILE", options.job))
+            stack.enter_context(mock.patch.object(searching, "SYNCHRONOUS_TILE", options.job))
+        for name in given:
+            where, domains = PLACEMENTS[name]
+            settings = ParallelSettings(
+                mode=where,
+                rows="replicate",
+                domains=domains,
+                block_mib=options.block_mib,
+                prefetch=not options.no_prefetch,
+                timeout_s=120,
+                threads=measuring.cpu_threads(),
+            )
+            context = measuring.join(settings)
+            label = options.mode if options.placements is None else name
+            _search(context, options, label)
     context.close()
 
 
-def _start(onnx: str, vnnlib: str, context: DistributedContext) -> tuple[Problem, IncompleteResult]:
-    words = ["--onnx_path", onnx, "--vnnlib_path", vnnlib, "--init_iteration", "20", "--lr_init_alpha", "0.1"]
-    config = load_config([*words, "--device", context.device.type]).config
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, help="question and settings; --onnx, --vnnlib and --batch replace its")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the configuration")
+    parser.add_argument("--onnx")
+    parser.add_argument("--vnnlib")
+    parser.add_argument("--schedule", choices=("synchronous", "free"), default="synchronous")
+    parser.add_argument("--batch", type=int, nargs="+")
+    parser.add_argument("--rounds", type=int, default=10, help="of the synchronous schedule without --config")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of the free-running schedule")
+    parser.add_argument("--mode", choices=("single", "fsdp", "offload"), default="single",
+                        help="of the weights; several ranks share domains out")  # fmt: skip
+    parser.add_argument("--placements", nargs="+", choices=tuple(PLACEMENTS),
+                        help="instead of --mode; several only where no memory is measured")  # fmt: skip
+    parser.add_argument("--job", type=int, help="children of a job of the synchronous schedule, instead of 1024")
+    measuring.add_common(parser)
+    options = parser.parse_args()
+    if options.config is None and (options.onnx is None or options.vnnlib is None):
+        parser.error("give --config, or --onnx and --vnnlib")
+    return options
+
+
+def _placement(mode: str, several: bool) -> str:
+    if not several:
+        return mode
+    return "domains" if mode == "single" else f"{mode}+domains"
+
+
+def _search(context: DistributedContext, options: argparse.Namespace, label: str) -> None:
+    config = _config(options, context)
+    problem, start = _start(config, context)
+    free = options.schedule == "free"
+    if options.config is None:
+        chosen = replace(FAIR, synchronous=not free, max_iterations=-1 if free else options.rounds)
+    else:
+        chosen = bab_settings(config)
+        chosen = replace(chosen, synchronous=False, max_iterations=-1) if free else chosen
+    with torch.no_grad(), full_precision():
+        first = options.batch or [chosen.batch_size]
+        if options.config is None or free:
+            search(_with_seconds(problem, 600.0), start, replace(chosen, max_iterations=2, batch_size=first[0]))
+        gc.freeze()  # as the command does: what was imported is not looked through while a round waits
+        for batch in first:
+            _measure(problem, start, replace(chosen, batch_size=batch), options, label)
+
+
+def _config(options: argparse.Namespace, context: DistributedContext) -> Config:
+    words = ["--device", context.device.type]
+    for name, value in (("--onnx_path", options.onnx), ("--vnnlib_path", options.vnnlib)):
+        words += [] if value is None else [name, value]
+    for pair in options.set:
+        words += ["--set", pair]
+    if options.config is None:
+        words += ["--init_iteration", "20", "--lr_init_alpha", "0.1"]
+    else:
+        words += ["--config", str(options.config)]
+    return load_config(words).config
+
+
+def _start(config: Config, context: DistributedContext) -> tuple[Problem, IncompleteResult]:
     clock = Clock(time.monotonic(), 1e6)
-    question = FileReader(Path(onnx), Path(vnnlib))(config, context, bound_settings(config), clock)
+    assert config.model.onnx_path is not None and config.specification.vnnlib_path is not None
+    network, specification = Path(config.model.onnx_path), Path(config.specification.vnnlib_path)
+    question = FileReader(network, specification)(config, context, bound_settings(config), clock)
     with full_precision():
-        return question.problem, run_incomplete(question.problem, IncompleteSettings())
+        return question.problem, run_incomplete(question.problem, incomplete_settings(config, 1e6))
 
 
 def _with_seconds(problem: Problem, seconds: float) -> Problem:
@@ -100,41 +167,53 @@ class _Seen:
     most_bytes: int = 0
 
 
-def _measure(problem: Problem, start: IncompleteResult, settings: BabSettings, options: argparse.Namespace) -> None:
+def _measure(
+    problem: Problem, start: IncompleteResult, settings: BabSettings, options: argparse.Namespace, label: str
+) -> None:
     context = problem.context
     free = options.schedule == "free"
-    seconds = options.seconds if free else 600.0
-    settings = replace(settings, max_iterations=-1 if free else options.rounds)
+    seconds, repeats = options.seconds if free else 600.0, 1
     seen = _Seen()
+    whole = options.config is not None and not free  # a search for the warm-up and the digest, others for the figures
+    if whole:
+        repeats = options.repeats
+        _timed(problem, start, settings, seconds, seen, keep=True)
+        digest = _digest(context, seen)
+        seen = _Seen()
     measuring.release(context)
     before = 0.0
     if context.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(context.device)
         before = torch.cuda.memory_allocated(context.device) / MIB
     moved_before = measuring.traffic(context)
-    context.world.barrier()
-    measuring.wait(context)
-    with _watched(seen, keep=not free):
-        began = time.perf_counter()
-        found = search(_with_seconds(problem, seconds), start, settings)
-        measuring.wait(context)
-        took = time.perf_counter() - began
-    busy = {kind: one[2] - moved_before.get(kind, (0, 0, 0.0))[2] for kind, one in measuring.traffic(context).items()}
+    runs = [_timed(problem, start, settings, seconds, seen, not (free or whole)) for _ in range(repeats)]
+    found, took = sorted(runs, key=lambda run: run[1])[len(runs) // 2]
+    moved = measuring.traffic(context)
+    busy = {kind: (one[2] - moved_before.get(kind, (0, 0, 0.0))[2]) / repeats for kind, one in moved.items()}
+    size = sum(one[1] for one in moved.values()) - sum(one[1] for one in moved_before.values())
     mine: measuring.Figures = {
         "ms": round(1e3 * took, 1),
-        "stored_mib": round(seen.most_bytes / MIB, 2),
-        "traffic_s": {kind: round(seconds, 3) for kind, seconds in busy.items()},
+        "all_ms": [round(1e3 * one, 1) for _, one in runs],
+        "stored_mib": round(seen.most_bytes / MIB, 3),
+        "traffic_mib": round(size / repeats / MIB, 2),
+        "traffic_s": {kind: round(one, 3) for kind, one in busy.items()},
+        "traffic_share": round(min(1.0, sum(busy.values()) / took), 3),
+        "resident_mib": measuring.allocated(context),
+        "weight_mib": round(measuring.storage_bytes(problem.graph.weights) / MIB, 3),
     }
     if context.device.type == "cuda":
+        free_bytes, total = torch.cuda.mem_get_info(context.device)
         mine["peak_mib"] = round(torch.cuda.max_memory_allocated(context.device) / MIB, 1)
         mine["reserved_mib"] = round(torch.cuda.max_memory_reserved(context.device) / MIB, 1)
+        mine["process_mib"] = round((total - free_bytes) / MIB, 1)
         mine["transient_mib"] = round(mine["peak_mib"] - before - mine["stored_mib"], 1)
     if not free:
-        mine["digest"] = _digest(context, seen)
+        mine["digest"] = digest if whole else _digest(context, seen)
     head = {
         "what": "bab_ranks",
+        "exp": 6,
         "schedule": options.schedule,
-        "mode": options.mode,
+        "mode": label,
         "batch": settings.batch_size,
         "rounds": found.rounds,
         "domains": found.domains_visited,
@@ -142,10 +221,25 @@ def _measure(problem: Problem, start: IncompleteResult, settings: BabSettings, o
         "worst_bound": found.worst_bound,
         "closed": found.closed,
         "stopped_by": found.stopped_by,
+        "verdict": "unsat" if found.closed else "unknown",
     }
     told = measuring.tell(context, head, mine, options.out)
     if told is not None:
         print("stored MiB a rank:", [one["stored_mib"] for one in told["ranks"]])
+
+
+def _timed(
+    problem: Problem, start: IncompleteResult, settings: BabSettings, seconds: float, seen: _Seen, keep: bool
+) -> tuple[BabResult, float]:
+    """One search and its seconds; nothing of it but counts is left."""
+    context = problem.context
+    context.world.barrier()
+    measuring.wait(context)
+    with _watched(seen, keep):
+        began = time.perf_counter()
+        found = search(_with_seconds(problem, seconds), start, settings)
+        measuring.wait(context)
+        return found, time.perf_counter() - began
 
 
 def _digest(context: DistributedContext, seen: _Seen) -> str:

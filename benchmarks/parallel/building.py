@@ -92,6 +92,13 @@ def mlp_bytes(hidden: int, depth: int, input_dim: int = 784, outputs: int = 10) 
     return 4 * hidden * (input_dim + (depth - 1) * hidden + outputs)
 
 
+def wide(context: DistributedContext, first: nn.Linear, last: nn.Linear) -> tuple[Graph, ParameterStore]:
+    """Two layers with a ReLU between them; their weights may be mapped from a file."""
+    build = _Builder(context, (first.in_features,))
+    build.linear(build.relu(build.linear(0, first)), last)
+    return build.built()
+
+
 def resnet(context: DistributedContext, width: int, classes: int = 100) -> tuple[Graph, ParameterStore, nn.Module]:
     """`benchmarks.networks.resnet`, without torch's exporter; the module itself stays on the host."""
     module = networks.resnet(width, classes)

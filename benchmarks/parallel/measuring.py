@@ -89,7 +89,7 @@ def measure(context: DistributedContext, run: Callable[[], Any], repeats: int, w
     before, replays = traffic(context), context.counters.replays
     times = [timed(context, run) for _ in range(max(1, repeats))]
     watched = times
-    if context.counters.replays > replays:
+    if context.world.some(context.counters.replays > replays):  # all or none: it is a run of all ranks
         with recorder.paused():
             before = traffic(context)
             watched = [timed(context, run)]

@@ -81,16 +81,27 @@ def prediction(hidden: int, depth: int, settings: ParallelSettings, world: int, 
     return predict(examine(shapes, torch.float32, asked), axes, world)
 
 
-def compared(figure: dict[str, Any]) -> Iterator[Line]:
-    """The lines of one measurement."""
-    hidden, depth = figure.get("h", figure.get("hidden")), figure.get("d", figure.get("depth"))
-    if hidden is None or depth is None or figure.get("method", "CROWN") != "CROWN":
-        return
+def _size(figure: dict[str, Any]) -> tuple[Any, Any]:
+    return figure.get("h", figure.get("hidden")), figure.get("d", figure.get("depth"))
+
+
+def predicted(figure: dict[str, Any]) -> Prediction:
+    """What the model says of a measured pass of CROWN over one of these networks."""
+    hidden, depth = _size(figure)
     world, mode = figure.get("world", 1), figure.get("mode", "single")
     settings = settings_of(mode, figure["tile"], figure.get("block_mib", 16.0), figure.get("prefetch", True))
     if world > 1 and settings.rows == "replicate" and settings.mode in ("single", "offload"):
         settings, world = replace(settings, rows="auto", domains="auto"), 1  # every rank by itself
-    found = prediction(hidden, depth, settings, world, Asked())
+    return prediction(hidden, depth, settings, world, Asked())
+
+
+def compared(figure: dict[str, Any]) -> Iterator[Line]:
+    """The lines of one measurement."""
+    hidden, depth = _size(figure)
+    if hidden is None or depth is None or figure.get("method", "CROWN") != "CROWN":
+        return
+    world, mode = figure.get("world", 1), figure.get("mode", "single")
+    found = predicted(figure)
     name = f"({hidden}, {depth}) tile {figure['tile']} {mode} P={world}"
     if figure.get("peak_mib") is not None:
         yield Line(f"{name}: peak", found.peak / MIB, figure["peak_mib"], "MiB")

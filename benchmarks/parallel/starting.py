@@ -8,13 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 HERE = Path(__file__).resolve().parent
+AFTER_ERROR_S = 5.0
 Figures = dict[str, Any]
 
 
@@ -60,30 +63,79 @@ def run_jobs(jobs: Sequence[Job], out: Path, budget_s: float) -> list[str]:
 
 def _run(job: Job, out: Path, timeout_s: float) -> tuple[int | None, str]:
     """Exit code (None: the time limit) and the last lines that are no figures."""
-    script = [str(HERE / job.script), *job.arguments, "--out", str(out)]
-    head = [sys.executable]
-    if job.ranks > 1:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        head += ["-m", "torch.distributed.run", f"--nproc_per_node={job.ranks}", f"--master_port={port}"]
-    process = subprocess.Popen(
-        [*head, *script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    code: int | None = None
-    try:
-        text, _ = process.communicate(timeout=timeout_s)
-        code = process.returncode
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)  # torchrun ends its ranks, which are in sessions of their own
+    command = [sys.executable, str(HERE / job.script), *job.arguments, "--out", str(out)]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        ranks = [_begin(command, environment, log) for environment in _environments(job.ranks)]
         try:
-            text, _ = process.communicate(timeout=15)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            text, _ = process.communicate()
-    figures = [line for line in text.splitlines() if line.startswith("{")]
-    print("\n".join(figures), flush=True)
-    return code, "\n".join(line for line in text.splitlines() if not line.startswith("{"))[-3000:]
+            code = _wait(ranks, timeout_s)
+        finally:
+            _end(ranks)
+        log.seek(0)
+        lines = log.read().splitlines()
+    print("\n".join(line for line in lines if line.startswith("{")), flush=True)
+    return code, "\n".join(line for line in lines if not line.startswith("{"))[-3000:]
+
+
+def _environments(ranks: int) -> list[dict[str, str]]:
+    """What torchrun would tell each rank, without its own imports and watching."""
+    if ranks == 1:
+        return [{}]
+    common = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+    common |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+def _begin(command: Sequence[str], environment: dict[str, str], log: TextIO) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, **environment},
+    )
+
+
+def _wait(ranks: Sequence[subprocess.Popen[str]], timeout_s: float) -> int | None:
+    """Until all have ended, or one has failed (the others get some seconds to say why), or the time is over."""
+    deadline = time.monotonic() + timeout_s
+    codes = [rank.poll() for rank in ranks]
+    while None in codes and time.monotonic() < deadline:
+        if any(codes):
+            deadline = min(deadline, time.monotonic() + AFTER_ERROR_S)
+        time.sleep(0.02)
+        codes = [rank.poll() for rank in ranks]
+    failed = [code for code in codes if code]
+    return failed[0] if failed else None if None in codes else 0
+
+
+def _end(ranks: Sequence[subprocess.Popen[str]]) -> None:
+    """End what is still there, with all that it has started (each rank leads a session)."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for rank in ranks:
+            with suppress(ProcessLookupError):
+                os.killpg(rank.pid, number)
+        if all(rank.poll() is not None for rank in ranks):
+            continue
+        for rank in ranks:
+            with suppress(subprocess.TimeoutExpired):
+                rank.wait(15)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def gpus() -> int:
+    """How many this machine has."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def read(out: Path) -> list[Figures]:

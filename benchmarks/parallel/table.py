@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
+from benchmarks.parallel.experiments.kinds import Check, at_least, at_most, equal, shown  # noqa: E402
 from benchmarks.parallel.starting import Figures, Job, read, rows, run_jobs  # noqa: E402
 
 NETS = ("1024x4", "4096x4", "8192x4", "4096x8")
@@ -74,52 +75,50 @@ def report(out: Path) -> None:
                       one["ranks"][0]["traffic_mib"], one["traffic_share"], blocks, same))  # fmt: skip
     print(rows(HEADER, lines))
     print()
-    print(rows(("goal", "wanted", "measured", "met"), list(goals(found))))
+    print(told(goals(found)))
 
 
-def goals(found: dict[tuple[str, str, str], Figures]) -> Iterator[tuple[str, str, str, str]]:
-    """The issue's goals that these figures answer."""
+def goals(found: dict[tuple[str, str, str], Figures]) -> Iterator[Check]:
+    """What these figures have to show, by network, tile and mode; of experiment 5's too."""
     for (net, tile, mode), one in found.items():
         single = found.get((net, tile, "single"))
         if single is None or mode == "single":
             continue
-        name = f"{mode} {net} tile {tile}"
+        name = f"{mode} {net} tile {tile} P={one['world']}"
         if mode != "tp":
             yield equal(f"{name}: same bits", True, one["digests"] == single["digests"])
         if mode.startswith("fsdp"):
             limit = one["weights_mib"] / one["world"] + one["block_mib"]
             yield at_most(f"{name}: weight MiB a rank", limit, one["weight_mib"])
-        speed = single["ms"] / one["ms"]
-        if mode == "fsdp+rows" and net in ("8192x4", "4096x8"):
-            if tile == "512":
-                yield at_most(f"{name}: peak MiB", {"8192x4": 573.0, "4096x8": 335.0}[net], one.get("peak_mib"))
-            yield at_least(f"{name}: times as fast as single", {"512": 1.4, "2048": 1.75}.get(tile, 0.0), speed)
-        if mode == "tp" and net in ("8192x4", "4096x8", "16384x4") and tile == "512" and "peak_mib" in single:
-            yield at_most(f"{name}: peak as a share of single's", 0.57, one["peak_mib"] / single["peak_mib"])
-        if mode == "tp" and net == "8192x4":
-            yield at_least(f"{name}: times as fast as single", {"512": 1.7, "2048": 1.8}.get(tile, 0.0), speed)
-        if mode == "offload" and net == "16384x4" and tile == "4096":
-            yield at_most(f"{name}: time as a multiple of single's", 1.3, 1 / speed)
-            if "peak_mib" in single:
-                tiles = single["peak_mib"] - single["resident_mib"]
-                limit = 0.25 * one["weights_mib"] + WORKSPACE_MIB + tiles
-                yield at_most(f"{name}: peak MiB", limit, one.get("peak_mib"))
+        if one["world"] <= 2:
+            yield from _of_two(name, (net, tile, mode), one, single)
 
 
-def equal(name: str, wanted: object, measured: object) -> tuple[str, str, str, str]:
-    """A line of goals: both have to be the same."""
-    return name, str(wanted), str(measured), "yes" if wanted == measured else "NO"
+def _of_two(name: str, key: tuple[str, str, str], one: Figures, single: Figures) -> Iterator[Check]:
+    """The goals for two GPUs."""
+    net, tile, mode = key
+    speed = single["ms"] / one["ms"]
+    if mode == "fsdp+rows" and net in ("8192x4", "4096x8"):
+        if tile == "512":
+            yield at_most(f"{name}: peak MiB", {"8192x4": 573.0, "4096x8": 335.0}[net], one.get("peak_mib"), goal=True)
+        yield at_least(f"{name}: times as fast as single", {"512": 1.4, "2048": 1.75}.get(tile, 0.0), speed, goal=True)
+    if mode == "tp" and net in ("8192x4", "4096x8", "16384x4") and tile == "512" and "peak_mib" in single:
+        share = one["peak_mib"] / single["peak_mib"]
+        yield at_most(f"{name}: peak as a share of single's", 0.57, share, goal=True)
+    if mode == "tp" and net == "8192x4":
+        yield at_least(f"{name}: times as fast as single", {"512": 1.7, "2048": 1.8}.get(tile, 0.0), speed, goal=True)
+    if mode == "offload" and net == "16384x4" and tile == "4096":
+        yield at_most(f"{name}: time as a multiple of single's", 1.3, 1 / speed, goal=True)
+        if "peak_mib" in single:
+            tiles = single["peak_mib"] - single["resident_mib"]
+            limit = 0.25 * one["weights_mib"] + WORKSPACE_MIB + tiles
+            yield at_most(f"{name}: peak MiB", limit, one.get("peak_mib"), goal=True)
 
 
-def at_most(name: str, limit: float, measured: float | None) -> tuple[str, str, str, str]:
-    """A line of goals with an upper limit."""
-    met = "" if measured is None else "yes" if measured <= limit else "NO"
-    return name, f"<= {limit:.4g}", "" if measured is None else f"{measured:.4g}", met
-
-
-def at_least(name: str, limit: float, measured: float) -> tuple[str, str, str, str]:
-    """A line of goals with a lower limit."""
-    return name, f">= {limit:.4g}", f"{measured:.4g}", "yes" if measured >= limit else "NO"
+def told(checks: Iterable[Check]) -> str:
+    """Goals as a table."""
+    lines = [(check.what, check.wanted, check.measured, shown(check.met)) for check in checks]
+    return rows(("goal", "wanted", "measured", "met"), lines)
 
 
 if __name__ == "__main__":

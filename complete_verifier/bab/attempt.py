@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import torch
 
 from auto_LiRPA.errors import OutOfTime
-from complete_verifier.bab.oom import is_out_of_memory
+from auto_LiRPA.parallel.shortage import is_out_of_memory, words_of
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ def attempt(step: Callable[[], T], outlives_shortage: bool = True) -> Attempt[T]
     except (RuntimeError, MemoryError) as error:
         if not (outlives_shortage and is_out_of_memory(error)):
             raise
-        words = " ".join(str(error).split("\n")[0].split(". ")[0].split())
+        words = words_of(error)
     # here the exception is gone, and with it the frames that held the step's tensors
     gc.collect()
     if torch.cuda.is_available():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from auto_LiRPA.values import Interval
+from complete_verifier.bab.store import B
 
 PLAIN_FIELDS = ("id", "clause", "depth", "sign", "value", "lower", "mix", "box_lower", "box_upper")
 
@@ -60,7 +61,7 @@ class Domains:
         return sum(t.numel() * t.element_size() for t in self.tensors())
 
 
-def tiles(domains: Domains, height: int) -> Iterator[Domains]:
+def tiles(domains: B, height: int) -> Iterator[B]:
     """The domains in order, ``height`` at a time (the batch itself where it is no larger)."""
     if len(domains) <= height:
         yield domains

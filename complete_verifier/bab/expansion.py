@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,52 +18,10 @@ from complete_verifier.bab.ledger import Ledger
 from complete_verifier.bab.lockstep import Lockstep
 from complete_verifier.bab.settings import BabSettings
 from complete_verifier.bab.split import split
+from complete_verifier.bab.subproblems import Expanded, Numbering, OnCandidate, Share
 from complete_verifier.branching.brancher import Brancher, BranchInput
 
 CHOOSE_TILE = 2048  # parents whose neurons are scored together
-
-OnCandidate = Callable[[np.ndarray], bool]  # an input that may violate; True: confirmed, the search can stop
-
-
-@dataclass(frozen=True, slots=True)
-class Numbering:
-    """Ids of children: those of the b-th block begin at ``first + b * block``, and lie ``step`` apart."""
-
-    first: int
-    block: int
-    step: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Expanded:
-    """Bounded children ``[C]`` of ``parents`` ``[D]``. ``place`` ``[D]``: the parents' places in the round's order.
-
-    ``ready`` ``[D]``: parents with a neuron to split; the others are leaves, and what stands in their children's place
-    (not ``real`` ``[C]``) counts for nothing. ``closed`` ``[C]``: proved, or ``empty`` ``[C]``: contradictory splits.
-    """
-
-    parents: Domains
-    place: Tensor
-    ready: Tensor
-    children: Domains
-    real: Tensor
-    closed: Tensor
-    empty: Tensor
-
-
-@dataclass(slots=True)
-class Share:
-    """What one rank's part of a round comes to: nothing of it counts until all ranks have come through the round."""
-
-    parents: int = 0
-    visited: int = 0
-    undecided: int = 0
-    left: Domains | None = None  # children still open
-    next_id: int = 0  # above all ids that are taken with it
-    effort: int = 0  # parents, as if each had been split once
-    ledger: Ledger = field(default_factory=Ledger)
-    candidate: np.ndarray | None = None  # a confirmed counterexample, found at the leaf in ``place``
-    place: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +39,11 @@ class Expander:
     on_candidate: OnCandidate | None
     seconds_left: Callable[[], float]
     told: Callable[[str], None]  # what this rank does by itself while others may have to wait
+
+    @property
+    def width(self) -> int:
+        """All columns that can be split."""
+        return self.layout.width
 
     def levels(self, parents: Domains, own: bool = True) -> int:
         """Levels split at once: as many as fill the least batch, but no more than every parent has neurons for.
@@ -101,7 +63,7 @@ class Expander:
         most = int(torch.where(splittable > 0, splittable, levels).amin())
         return max(1, int(self.lockstep.least(min(levels, most) if own else levels)))
 
-    def expand(self, parents: Domains, place: Tensor, levels: int, ids: Numbering) -> Expanded:
+    def expand(self, parents: Domains, place: Tensor, levels: int, ids: Numbering) -> Expanded[Domains]:
         """All children of some parents."""
         columns, ready, coef = self._choose(parents, levels)
         children = split(parents, columns, ids.first, ids.block, ids.step)
@@ -114,9 +76,9 @@ class Expander:
         closed = (self.bounder.proven(children, children.lower) | empty) & real
         return Expanded(parents, place, ready, children, real, closed, empty)
 
-    def sorted_out(self, parts: Sequence[Expanded]) -> Share:
+    def sorted_out(self, parts: Sequence[Expanded[Domains]]) -> Share[Domains]:
         """What is left of all parts; the device is waited for once."""
-        share = Share(sum(len(part.parents) for part in parts))
+        share = Share[Domains](sum(len(part.parents) for part in parts))
         if not parts:
             return share
         sums = [((~p.ready).sum(), p.real.sum(), (p.real & ~p.closed).sum()) for p in parts]
@@ -138,7 +100,7 @@ class Expander:
             self.close_leaves(part.parents.pick(index), part.place[index].tolist(), share)
         return share
 
-    def close_leaves(self, leaves: Domains, places: Sequence[int], share: Share) -> None:
+    def close_leaves(self, leaves: Domains, places: Sequence[int], share: Share[Domains]) -> None:
         """Decide domains without a splittable neuron by LP; what it cannot decide stays undecided for good.
 
         The first counterexample by place ends it. Raises OutOfTime.
@@ -194,6 +156,6 @@ def joined(parts: Sequence[Domains]) -> Domains | None:
     return parts[0].rebuild(tuple(torch.cat(tensors) for tensors in zip(*(p.tensors() for p in parts), strict=True)))
 
 
-def _note(ledger: Ledger, part: Expanded) -> None:
+def _note(ledger: Ledger, part: Expanded[Domains]) -> None:
     for chosen, reason in ((part.closed & ~part.empty, "bound"), (part.closed & part.empty, "empty")):
         ledger.close(part.children.pick(chosen.nonzero().squeeze(-1)), reason)

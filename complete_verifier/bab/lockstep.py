@@ -16,7 +16,8 @@ from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.groups import Group
 from auto_LiRPA.parallel.store import LocalWeight, Weight
-from complete_verifier.bab.domains import Domains, tiles
+from complete_verifier.bab.domains import tiles
+from complete_verifier.bab.subproblems import D
 
 Agree = Callable[[bool], bool]  # a wish to stop -> whether all stop
 
@@ -46,7 +47,7 @@ class Lockstep:
         """`all_agree` in a pass whose result is dropped: it prolongs nothing."""
         return self.all_agree(True)
 
-    def tiles(self, domains: Domains, height: int) -> Iterator[tuple[Domains, bool]]:
+    def tiles(self, domains: D, height: int) -> Iterator[tuple[D, bool]]:
         """The domains (at least one) by ``height``, then as many idle turns as others need: ``(tile, mine)``."""
         turns = self.turns(-(-len(domains) // height))
         for tile in tiles(domains, height):

@@ -7,7 +7,7 @@ verification with branch-and-bound for general nonlinearities".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -20,6 +20,7 @@ from auto_LiRPA.operators.activation import Relu
 from auto_LiRPA.operators.base import NonlinearOperator
 from auto_LiRPA.operators.bilinear import MatMul, Mul
 from auto_LiRPA.values import Interval
+from complete_verifier.bab.subproblems import Numbering
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +55,24 @@ def make_sources(graph: Graph, root: Intermediate) -> tuple[Source, ...]:
     return tuple(found)
 
 
+# Splits that a domain has room for. One more takes the place of that with the least multiplier: what is bounded is then
+# larger than the domain, which is sound.
+MOST_SPLITS = 128
+
+
 @dataclass(frozen=True, slots=True)
 class NonlinearDomains:
     """D domains with up to L splits each.
 
-    ``id``, ``clause``: ``[D]`` int64. ``lower`` ``[D]``: best bound of the weighted row (``mix`` ``[D, R]``).
-    ``column`` ``[D, L]`` int64 (-1: none), ``side`` ``[D, L]`` (+1: z >= point, -1: z <= point), ``point`` and the
-    multiplier ``beta`` ``[D, L]``. ``next_column`` ``[D]`` (-1: nothing can be split) and ``next_point`` ``[D]``: where
-    it is to be split, chosen when it was bounded.
+    ``id``, ``clause``, ``depth`` ``[D]`` int64. ``lower`` ``[D]``: best bound of the weighted row (``mix`` ``[D, R]``).
+    ``column`` ``[D, L]`` int64 (-1: none), ``side`` ``[D, L]`` int8 (+1: z >= point, -1: z <= point, 0: none),
+    ``point`` and the multiplier ``beta`` ``[D, L]``; no two splits have the same column and side. ``next_column``
+    ``[D]`` (-1: nothing can be split) and ``next_point`` ``[D]``: where to split, chosen when it was bounded.
     """
 
     id: Tensor
     clause: Tensor
+    depth: Tensor
     lower: Tensor
     mix: Tensor
     column: Tensor
@@ -79,44 +86,50 @@ class NonlinearDomains:
         return int(self.id.shape[0])
 
     def pick(self, index: Tensor) -> NonlinearDomains:
-        """Some of the domains."""
-        return NonlinearDomains(*(getattr(self, f.name)[index] for f in fields(self)))
+        """Some of the domains, in the given order (repeats allowed)."""
+        return self.rebuild(tuple(t[index] for t in self.tensors()))
 
-    def widened(self, splits: int) -> NonlinearDomains:
-        """With room for at least so many splits."""
-        more = splits - self.column.shape[1]
-        if more <= 0:
-            return self
-        pad = torch.nn.functional.pad
-        return replace(
-            self,
-            column=pad(self.column, (0, more), value=-1),
-            side=pad(self.side, (0, more)),
-            point=pad(self.point, (0, more)),
-            beta=pad(self.beta, (0, more)),
-        )
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors in a fixed order, for stores."""
+        return tuple(getattr(self, f.name) for f in fields(self))
 
-    def children(self, first_id: int) -> NonlinearDomains:
-        """Both halves of every domain, which together cover it: all ``z >= next_point`` first."""
-        count = len(self)
-        both = self.pick(torch.arange(count, device=self.id.device).repeat(2))
-        side = both.side.new_ones(2 * count, 1)
-        side[count:] = -1
-        return replace(
-            both,
-            id=torch.arange(first_id, first_id + 2 * count, device=self.id.device),
-            column=torch.cat([both.column, both.next_column.unsqueeze(1)], 1),
-            side=torch.cat([both.side, side], 1),
-            point=torch.cat([both.point, both.next_point.unsqueeze(1)], 1),
-            beta=torch.cat([both.beta, both.beta.new_zeros(2 * count, 1)], 1),
-        )
+    def rebuild(self, tensors: tuple[Tensor, ...]) -> NonlinearDomains:
+        """Inverse of `tensors`."""
+        return NonlinearDomains(*tensors)
+
+    def children(self, ids: Numbering) -> NonlinearDomains:
+        """Both halves of every domain, which together cover it: all ``z >= next_point`` first.
+
+        A split of the same column and side is narrowed; its multiplier is kept. New ones begin at 0. A domain whose
+        ``next_column`` is -1 comes back twice as it is.
+        """
+        count, device = len(self), self.id.device
+        both = self.pick(torch.arange(count, device=device).repeat(2))
+        half = torch.arange(2, device=device).repeat_interleave(count)
+        column, side = both.next_column.unsqueeze(1), (1 - 2 * half).to(both.side.dtype).unsqueeze(1)
+        same, free = (both.column == column) & (both.side == side), both.column < 0
+        known = same.any(1, keepdim=True)
+        # the first free place; where there is none, that of the least multiplier
+        spare = torch.where(free, -1.0, both.beta).argmin(1, keepdim=True)
+        at = torch.where(known, same.to(torch.int8).argmax(1, keepdim=True), spare)
+        beta = torch.where(known, both.beta.gather(1, at), 0.0)
+        place = torch.arange(count, device=device).repeat(2) * ids.step + ids.first
+        splits = {
+            "column": both.column.scatter(1, at, column),
+            "side": both.side.scatter(1, at, side),
+            "point": both.point.scatter(1, at, both.next_point.unsqueeze(1)),
+            "beta": both.beta.scatter(1, at, beta),
+        }
+        whole = column < 0
+        kept = {name: torch.where(whole, getattr(both, name), value) for name, value in splits.items()}
+        return replace(both, id=place + half * ids.block, depth=both.depth + 1, **kept)
 
 
-def joined(first: NonlinearDomains, second: NonlinearDomains) -> NonlinearDomains:
-    """Both batches, the first one's domains first."""
-    width = max(first.column.shape[1], second.column.shape[1])
-    a, b = first.widened(width), second.widened(width)
-    return NonlinearDomains(*(torch.cat([getattr(a, f.name), getattr(b, f.name)]) for f in fields(a)))
+def joined(parts: Sequence[NonlinearDomains]) -> NonlinearDomains | None:
+    """All domains, part after part; None if there are no parts."""
+    if len(parts) <= 1:
+        return parts[0] if parts else None
+    return parts[0].rebuild(tuple(torch.cat(tensors) for tensors in zip(*(p.tensors() for p in parts), strict=True)))
 
 
 def cut_boxes(

@@ -1,57 +1,46 @@
 """Branch and bound for networks with other nonlinear operators than ReLU: splits of any nonlinear node's inputs.
 
-Where to split is told by the derivative of the domain's bound by every box: moving one end to the split point changes
-the bound, to first order, by derivative times distance. The sweep that gives it costs one pass for all neurons.
+The rounds are those of every search (`rounds.Rounds`), so are the queues of several ranks and the checkpoints.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from auto_LiRPA.bounds.backward import Rows, SplitTerm, backward
-from auto_LiRPA.bounds.domains.batch import proven
-from auto_LiRPA.bounds.optimize import Optimized, RowMix, optimize_rows
-from auto_LiRPA.bounds.settings import AlphaSettings
-from auto_LiRPA.bounds.sweep import sweep
 from auto_LiRPA.errors import OutOfTime
 from auto_LiRPA.operators.activation import Relu
-from auto_LiRPA.operators.base import NonlinearOperator, Relaxation
+from auto_LiRPA.operators.base import NonlinearOperator
 from auto_LiRPA.operators.piecewise import Abs, Clip, Sign
 from auto_LiRPA.operators.pooling import MaxPool
 from auto_LiRPA.parallel.numerics import full_precision
-from auto_LiRPA.values import Interval, Region
-from complete_verifier.bab.lockstep import ALONE, Lockstep, is_whole
-from complete_verifier.bab.nonlinear_domains import (
-    NonlinearDomains,
-    cut_boxes,
-    joined,
-    make_sources,
-    split_terms,
-)
+from complete_verifier.bab.keeper import Keeper
+from complete_verifier.bab.lockstep import ALONE, Lockstep, lockstep_of
+from complete_verifier.bab.nonlinear_bounding import NonlinearBounder
+from complete_verifier.bab.nonlinear_domains import MOST_SPLITS, NonlinearDomains, joined
+from complete_verifier.bab.pace import Pace
 from complete_verifier.bab.roots import first_mix
-from complete_verifier.bab.settings import BabProgress, BabResult, BabSettings
+from complete_verifier.bab.rounds import OnProgress, Rounds, SearchState
+from complete_verifier.bab.same_start import check_same
+from complete_verifier.bab.schedule_free import FreeRunning
+from complete_verifier.bab.schedule_synchronous import Synchronous
+from complete_verifier.bab.settings import BabResult, BabSettings
 from complete_verifier.bab.spread_search import for_search
+from complete_verifier.bab.subproblems import Expanded, Numbering, Share
 from complete_verifier.incomplete.result import IncompleteResult, known_gap
 from complete_verifier.problem import Problem
 
-# Numbers of coefficients that one tile of domains may have at all nonlinear nodes together.
-TILE_ELEMENTS = 2**24
-# A cut at 0 has to leave at least this share of the interval on either side; else the middle is taken.
-LEAST_SHARE = 0.1
-# An interval narrower than this, relative to its ends, is not split.
-LEAST_WIDTH = 1e-5
-# Share of the better child's gain in a neuron's score (the other child's counts in full).
-BETTER_CHILD = 0.1
+# Children of a synchronous job: so many, or as many as make eight jobs of a full round where that is more. A round of
+# fewer parents than that is two jobs when it is full.
+JOB_CHILDREN = 32
+JOBS = 8
 
 STUCK = "neurons that cannot be split further"
 PIECEWISE_LINEAR = (Relu, Abs, Clip, Sign, MaxPool)
-
-OnProgress = Callable[[BabProgress], None]
 
 
 def splits_nonlinear(problem: Problem) -> bool:
@@ -63,259 +52,150 @@ def splits_nonlinear(problem: Problem) -> bool:
 
 
 def nonlinear_search(
-    problem: Problem, start: IncompleteResult, settings: BabSettings, on_progress: OnProgress | None = None
+    problem: Problem,
+    start: IncompleteResult,
+    settings: BabSettings,
+    on_progress: OnProgress | None = None,
+    keeper: Keeper | None = None,
 ) -> BabResult:
-    """Try to close every clause that the incomplete stage left open.
+    """Try to close every clause that the incomplete stage left open. Ranks that share domains call it together.
 
-    Every rank searches the whole tree. Those that fetch weights together make the same passes: what a clock decides
-    they decide together.
+    Args:
+        start: the same on every rank.
+        on_progress: told after each round where all ranks together stand.
+        keeper: writes checkpoints, and may have one to go on from (``start`` is what that search began with, then).
 
     Returns:
-        ``closed`` only if every leaf of every clause's tree was proved. Any limit leaves it False.
+        The same on every rank. ``closed`` only if every leaf of every clause's tree was proved. Any limit leaves it
+        False.
     """
     with torch.no_grad(), full_precision():
         problem, start = for_search(problem, start)
-        return _Search(problem, start, settings, on_progress).run()
+        # a ledger names neurons and signs; where one was cut it cannot say
+        settings = replace(settings, record_ledger=False)
+        began = time.monotonic()
+        try:
+            search = _Search(problem, start, settings, on_progress, keeper or Keeper(None, None))
+        except OutOfTime:
+            return BabResult(False, "time limit", 0, 0, -float("inf"), time.monotonic() - began)
+        return search.run()
+
+
+class _Search(Rounds[NonlinearDomains]):
+    """A search over splits of nonlinear inputs: what its rounds are made of."""
+
+    stuck = STUCK  # whatever the others do, a tree with such a leaf closes no more
+
+    def __init__(
+        self,
+        problem: Problem,
+        start: IncompleteResult,
+        settings: BabSettings,
+        on_progress: OnProgress | None,
+        keeper: Keeper,
+    ) -> None:
+        """All ranks bound the roots, the same ones.
+
+        Raises:
+            OutOfTime: meanwhile; all ranks raise it.
+        """
+        context, device = problem.context, start.lower.device
+        self.context, self.clock, self.keeper, self.settings = context, problem.clock, keeper, settings
+        self.on_progress, self.on_candidate = on_progress, None
+        self.state = SearchState(time.monotonic())
+        self.lockstep = lockstep_of(context, problem.graph)
+        self.bounder = NonlinearBounder(problem, start, settings, self.lockstep)
+        expander = _Expander(settings, self.bounder, self.lockstep)
+        spare = self.roots = root_domains(problem, start, self.bounder.real)
+        if len(spare) and keeper.resumed is None:
+            everyone = ALONE if context.world_size == 1 else Lockstep(context.world)
+            found = expander.sorted_roots(self.bounder.bound(spare, everyone))
+            self.roots, self.state.undecided_leaves = found.left or spare.pick(spare.id[:0]), found.undecided
+        numbers = [self.roots.clause, *(self.roots.tensors() if settings.synchronous else ())]
+        check_same(context.world, len(self.roots), numbers)
+        self.pace = Pace(settings, device)
+        group = context.domains
+        batch = settings.batch_size
+        job = min(max(min(batch, JOB_CHILDREN), 2 * batch // JOBS), self.bounder.tile)
+        self.schedule = (
+            Synchronous(group, expander, self.roots, job)
+            if settings.synchronous
+            else FreeRunning(group, expander, self.pace, spare.pick(spare.id[:1]))
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class _Choice:
-    column: Tensor
-    point: Tensor
+class _Expander:
+    """What a round does with parents: split, bound, sort out what is closed."""
 
+    settings: BabSettings
+    bounder: NonlinearBounder
+    lockstep: Lockstep
 
-class _Search:
-    """One search: what it owns and the steps of a round."""
+    @property
+    def width(self) -> int:
+        """All columns that can be split."""
+        return self.bounder.width
 
-    def __init__(
-        self, problem: Problem, start: IncompleteResult, settings: BabSettings, on_progress: OnProgress | None
+    def levels(self, parents: NonlinearDomains, own: bool = True) -> int:
+        """One: where to split next is known once a domain has been bounded."""
+        return int(self.lockstep.least(1 if own else self.width + 1))
+
+    def expand(
+        self, parents: NonlinearDomains, place: Tensor, levels: int, ids: Numbering
+    ) -> Expanded[NonlinearDomains]:
+        """Both children of some parents."""
+        children = self.bounder.bound(parents.children(ids))
+        real = torch.ones_like(children.id, dtype=torch.bool)
+        closed = self.bounder.proven(children, children.lower)
+        return Expanded(parents, place, torch.ones_like(place, dtype=torch.bool), children, real, closed, ~real)
+
+    def sorted_out(self, parts: Sequence[Expanded[NonlinearDomains]]) -> Share[NonlinearDomains]:
+        """What is left of all parts: open ones that can be split go on, the others are counted."""
+        share = Share[NonlinearDomains](sum(len(part.parents) for part in parts))
+        left = []
+        for part in parts:
+            open_ = ~part.closed
+            stuck = open_ & (part.children.next_column < 0)
+            share.visited += len(part.children)
+            share.undecided += int(stuck.sum())
+            left.append(part.children.pick((open_ & ~stuck).nonzero().squeeze(-1)))
+        share.left = joined(left)
+        return share
+
+    def sorted_roots(self, roots: NonlinearDomains) -> Share[NonlinearDomains]:
+        """What is left of the roots, numbered anew."""
+        real = torch.ones_like(roots.id, dtype=torch.bool)
+        closed = self.bounder.proven(roots, roots.lower)
+        share = self.sorted_out([Expanded(roots, roots.id, real, roots, real, closed, ~real)])
+        if share.left is not None:
+            share.left = replace(share.left, id=torch.arange(len(share.left), device=roots.id.device))
+        return share
+
+    def close_leaves(
+        self, leaves: NonlinearDomains, places: Sequence[int], share: Share[NonlinearDomains]
     ) -> None:
-        self.problem, self.start, self.settings, self.on_progress = problem, start, settings, on_progress
-        self.began = time.monotonic()
-        self.lockstep = ALONE if is_whole(problem.graph) else Lockstep(problem.context.weights)
-        self.sources = make_sources(problem.graph, start.intermediate)
-        self.alpha = AlphaSettings(
-            mode="fixed",
-            iterations=settings.iterations,
-            lr_alpha=settings.lr_alpha,
-            lr_beta=settings.lr_beta,
-            decay=settings.decay,
-            patience=settings.patience,
-            start_save_best=settings.start_save_best,
-            disabled=problem.bounds.alpha.disabled,
-        )
-        clauses = problem.clauses
-        self.real = torch.isfinite(clauses.rhs)
-        # a clause without rows holds everywhere, and its sum is 0: that refutes nothing
-        self.strict = (clauses.attainable_rhs | ~self.real).all(1) & self.real.any(1)
-        relaxations = start.intermediate.relaxations
-        per_domain = sum(problem.graph.nodes[j].size for j in relaxations) + problem.graph.nodes[0].size
-        self.tile = max(1, TILE_ELEMENTS // max(1, per_domain))
-        self.visited = self.rounds = self.next_id = self.undecided = 0
-
-    def run(self) -> BabResult:
-        """Rounds until nothing is open or a limit is reached."""
-        store = self._roots()
-        self.next_id = len(store)
-        reason = ""
-        try:
-            if len(store):
-                store = self._kept(self._bound(store))
-            while len(store) and not (reason := self._limit(len(store))):
-                self.rounds += 1
-                order = torch.argsort(store.lower, stable=True)
-                store = store.pick(order)
-                count = max(1, min(self.settings.batch_size, len(store)))
-                parents, rest = store.pick(torch.arange(count)), store.pick(torch.arange(count, len(store)))
-                # until the children are bounded the parents stand in the store: an end by time loses none of them
-                children = self._bound(parents.children(self.next_id))
-                self.next_id += len(children)
-                self.visited += len(children)
-                store = joined(rest, self._kept(children))
-                self._report(store)
-        except OutOfTime:
-            reason = "time limit"
-        closed = not reason and not len(store) and not self.undecided
-        stopped = reason or ("" if closed else STUCK)
-        worst = float(store.lower.min()) if len(store) else float("inf")
-        return BabResult(closed, stopped, self.visited, self.rounds, worst, time.monotonic() - self.began)
-
-    def _limit(self, count: int) -> str:
-        if self.undecided:  # whatever the others do, this tree closes no more
-            return STUCK
-        if self._late():
-            return "time limit"
-        if 0 <= self.settings.max_iterations <= self.rounds:
-            return "max_iterations"
-        return "max_domains" if self.visited >= self.settings.max_domains else ""
-
-    def _late(self) -> bool:
-        """Whether the time is over, on any of the ranks that go step by step."""
-        return not self.lockstep.all_agree(self.problem.clock.left() > 0)
-
-    def _report(self, store: NonlinearDomains) -> None:
-        if self.on_progress is None:
-            return
-        worst = float(store.lower.min()) if len(store) else float("inf")
-        passed = time.monotonic() - self.began
-        self.on_progress(BabProgress(self.rounds, len(store), self.visited, worst, passed))
-
-    def _roots(self) -> NonlinearDomains:
-        """One domain for every clause that the incomplete stage left open."""
-        clause = (~self.start.proven).nonzero().squeeze(-1)
-        like = self.start.lower
-        gaps = like[clause] - self.problem.clauses.rhs[clause]
-        best = gaps.argmax(1)
-        none = like.new_zeros(len(clause), 0)
-        return NonlinearDomains(
-            id=torch.arange(len(clause), device=like.device),
-            clause=clause,
-            lower=known_gap(gaps.gather(1, best.unsqueeze(1)).squeeze(1)),
-            mix=first_mix(self.real[clause], best).to(like),
-            column=none.long(),
-            side=none,
-            point=none,
-            beta=none,
-            next_column=torch.full_like(clause, -1),
-            next_point=like.new_zeros(len(clause)),
-        )
-
-    def _kept(self, domains: NonlinearDomains) -> NonlinearDomains:
-        """Those that are not proved. What is open and cannot be split is counted and dropped."""
-        still = ~proven(domains.lower, self.strict[domains.clause])
-        stuck = still & (domains.next_column < 0)
-        self.undecided += int(stuck.sum())
-        return domains.pick((still & ~stuck).nonzero().squeeze(-1))
-
-    # -- bounds -----------------------------------------------------------------------------------------------------
-
-    def _bound(self, domains: NonlinearDomains) -> NonlinearDomains:
-        """The same domains with better bounds, and where each is to be split next."""
-        found: NonlinearDomains | None = None
-        for at in range(0, len(domains), self.tile):
-            if self._late():
-                raise OutOfTime("branch and bound")
-            part = self._tile(domains.pick(torch.arange(at, min(at + self.tile, len(domains)))))
-            found = part if found is None else joined(found, part)
-        assert found is not None
-        return found
-
-    def _tile(self, domains: NonlinearDomains) -> NonlinearDomains:
-        where = self.problem.clauses.region[domains.clause]
-        boxes = cut_boxes(domains, self.sources, self.start.intermediate, where)
-        relaxations = self._relaxations(boxes)
-        splits = split_terms(domains, self.sources, boxes)
-        region, mix = self._region(domains), self._mix(domains)
-        best = optimize_rows(
-            self.problem.graph,
-            Rows(self.problem.graph.output, *mix.row(mix.weight)),
-            region,
-            relaxations,
-            self.alpha,
-            slopes=self._slopes(domains),
-            splits=splits.terms,
-            proven=lambda lower: proven(lower.squeeze(1), self.strict[domains.clause]),
-            # a clock that ended it here alone would give this rank another tree
-            seconds_left=None if self.lockstep else self.problem.clock.left,
-            mix=mix,
-        )
-        assert best.weight is not None
-        terms = {k: replace(t, beta=best.betas[k]) for k, t in splits.terms.items()}
-        choice = self._choice(boxes, relaxations, region, mix, best, terms)
-        return replace(
-            domains,
-            lower=torch.fmax(domains.lower, best.lower.squeeze(1)),
-            mix=best.weight,
-            beta=splits.betas(best.betas, domains.beta),
-            next_column=choice.column,
-            next_point=choice.point,
-        )
-
-    def _relaxations(self, boxes: Mapping[int, Interval]) -> dict[int, Relaxation]:
-        """Relaxations over the domains' boxes, with the slopes of the root's neurons."""
-        found: dict[int, Relaxation] = {}
-        for node_id, base in self.start.intermediate.relaxations.items():
-            node = self.problem.graph.nodes[node_id]
-            assert isinstance(node.op, NonlinearOperator)
-            found[node_id] = node.op.relax(*(boxes[i] for i in node.inputs))
-            found[node_id].pinned = None if base.alpha is None else base.alpha.index
-        return found
-
-    def _slopes(self, domains: NonlinearDomains) -> dict[int, Tensor]:
-        """The incomplete stage's slopes of each clause's first row, else CROWN's own: ``[D, 1, P, u]``."""
-        gaps = self.start.lower[domains.clause] - self.problem.clauses.rhs[domains.clause]
-        row, where = gaps.argmax(1), self.problem.clauses.region[domains.clause]
-        slopes: dict[int, Tensor] = {}
-        for node_id, relaxation in self.start.intermediate.relaxations.items():
-            spec = relaxation.alpha
-            if spec is None or len(spec.index) == 0:
-                continue
-            if node_id in self.start.slopes:
-                slopes[node_id] = self.start.slopes[node_id][domains.clause, row].unsqueeze(1)
-            else:
-                slopes[node_id] = spec.initial[where].unsqueeze(1)
-        return slopes
-
-    def _mix(self, domains: NonlinearDomains) -> RowMix:
-        clauses = self.problem.clauses.pick(domains.clause)
-        real = self.real[domains.clause]
-        c = clauses.c.reshape(*clauses.c.shape[:2], *self.problem.graph.output_shape)
-        return RowMix(c, torch.where(real, clauses.rhs, 0.0), real, domains.mix)
-
-    def _region(self, domains: NonlinearDomains) -> Region:
-        region = self.problem.region
-        if region.center().shape[0] == 1:
-            return region.pick(torch.zeros_like(domains.clause))
-        return region.pick(self.problem.clauses.region[domains.clause])
-
-    # -- where to split ---------------------------------------------------------------------------------------------
-
-    def _choice(
-        self,
-        boxes: Mapping[int, Interval],
-        relaxations: Mapping[int, Relaxation],
-        region: Region,
-        mix: RowMix,
-        best: Optimized,
-        terms: Mapping[int, SplitTerm],
-    ) -> _Choice:
-        """The neuron whose children gain most, by the first-order estimate; ties go to the first column."""
-        graph, slopes = self.problem.graph, best.slopes
-        weight = mix.weight if best.weight is None else best.weight
-        rows = Rows(graph.output, *mix.row(weight))
-        result = backward(graph, rows, relaxations, slopes, terms, save=True)
-        ones = torch.ones(weight.shape[0], 1, dtype=weight.dtype, device=weight.device)
-        gradient = sweep(graph, rows.node, result, region, relaxations, ones, slopes, terms)
-        scores, points = [], []
-        for source in self.sources:
-            box = boxes[source.node].flat()
-            slope = gradient.boxes.get(source.node)
-            point = split_points(box, source.kinked)
-            if slope is None:
-                scores.append(torch.full_like(point, -torch.inf))
-            else:
-                scores.append(split_scores(box, point, slope.flat()))
-            points.append(point)
-        score, point = torch.cat(scores, 1), torch.cat(points, 1)
-        at = score.argmax(1, keepdim=True)
-        column = torch.where(score.gather(1, at) > -torch.inf, at, -1).squeeze(1)
-        return _Choice(column, point.gather(1, at).squeeze(1))
+        """Where there is nothing to split nothing can be decided."""
+        share.undecided += len(leaves)
 
 
-def split_points(box: Interval, kinked: bool) -> Tensor:
-    """Where each neuron's interval ``[D, n]`` is cut: the middle, or 0 where a kink or a product asks for it."""
-    middle = (box.lower + box.upper) / 2
-    if not kinked:
-        return middle
-    room = LEAST_SHARE * (box.upper - box.lower)
-    return torch.where((box.lower < -room) & (box.upper > room), 0.0, middle)
-
-
-def split_scores(box: Interval, point: Tensor, slope: Interval) -> Tensor:
-    """Estimated gain of the two children ``[D, n]``; -inf where an interval is too narrow (or unknown) to be cut."""
-    above = (slope.lower * (point - box.lower)).clamp_min(0)
-    below = (-slope.upper * (box.upper - point)).clamp_min(0)
-    score = torch.minimum(above, below) + BETTER_CHILD * torch.maximum(above, below)
-    wide = (box.upper - box.lower) > LEAST_WIDTH * (1e-3 + box.lower.abs() + box.upper.abs())
-    inside = (point > box.lower) & (point < box.upper) & wide & torch.isfinite(box.upper - box.lower)
-    return torch.where(inside, torch.nan_to_num(score, nan=0.0), -torch.inf)
+def root_domains(problem: Problem, start: IncompleteResult, real: Tensor) -> NonlinearDomains:
+    """One domain for every clause that the incomplete stage left open, not bounded yet."""
+    clause = (~start.proven).nonzero().squeeze(-1)
+    like = start.lower
+    gaps = like[clause] - problem.clauses.rhs[clause]
+    best = gaps.argmax(1)
+    none = like.new_zeros(len(clause), MOST_SPLITS)
+    return NonlinearDomains(
+        id=torch.arange(len(clause), device=like.device),
+        clause=clause,
+        depth=torch.zeros_like(clause),
+        lower=known_gap(gaps.gather(1, best.unsqueeze(1)).squeeze(1)),
+        mix=first_mix(real[clause], best).to(like),
+        column=torch.full_like(none, -1, dtype=torch.int64),
+        side=none.to(torch.int8),
+        point=none,
+        beta=none,
+        next_column=torch.full_like(clause, -1),
+        next_point=like.new_zeros(len(clause)),
+    )

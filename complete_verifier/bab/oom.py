@@ -10,26 +10,13 @@ from typing import Generic, TypeVar
 
 import torch
 
-_LOG = logging.getLogger(__name__)
-# torch has an exception for what its CUDA allocator refuses; these are the words of all others.
-_WORDS = (
-    "out of memory",
-    "DefaultCPUAllocator",
-    "not enough memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUSOLVER_STATUS_ALLOC_FAILED",
-)
+from auto_LiRPA.parallel.shortage import is_out_of_memory, words_of
 
+__all__ = ["Done", "MemoryGuard", "is_out_of_memory"]
+
+_LOG = logging.getLogger(__name__)
 B = TypeVar("B", bound=Sized)
 T = TypeVar("T")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory, of the device or of the host, was not enough."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +47,7 @@ class MemoryGuard:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            words = " ".join(str(error).split("\n")[0].split(". ")[0].split())
+            words = words_of(error)
         # here the exception is gone, and with it the frames that held the step's tensors
         gc.collect()
         if torch.cuda.is_available():

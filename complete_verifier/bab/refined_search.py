@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from auto_LiRPA.parallel.numerics import full_precision
-from complete_verifier.bab.expansion import OnCandidate
 from complete_verifier.bab.keeper import Keeper
 from complete_verifier.bab.nonlinear_search import nonlinear_search, splits_nonlinear
 from complete_verifier.bab.refine import RefineSettings, can_refine, refine_boxes
-from complete_verifier.bab.search import OnProgress, ascent_settings, make_tiling, search
+from complete_verifier.bab.rounds import OnProgress
+from complete_verifier.bab.search import ascent_settings, make_tiling, search
 from complete_verifier.bab.settings import BabProgress, BabResult, BabSettings
+from complete_verifier.bab.subproblems import OnCandidate
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.problem import Clock, Problem
 
@@ -48,10 +49,8 @@ def refined_search(
             attempt before the refinement: it would not be kept.
         resumed: ``start`` comes from a checkpoint, and was refined then.
     """
-    if settings.nonlinear and make_keeper is None and not resumed and splits_nonlinear(problem):
-        if problem.context.world_size == 1:
-            return nonlinear_search(problem, start, settings, on_progress)
-        _LOG.warning("inputs of curves and products are split on one rank only: with several ranks only ReLUs are")
+    if settings.nonlinear and splits_nonlinear(problem):
+        return nonlinear_search(problem, start, settings, on_progress, make_keeper and make_keeper(start))
     if share is None or resumed or settings.synchronous or not can_refine(problem):
         return search(problem, start, settings, on_progress, on_candidate, make_keeper and make_keeper(start))
     began = time.monotonic()

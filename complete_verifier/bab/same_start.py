@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from auto_LiRPA.errors import ContractError
+from auto_LiRPA.parallel.groups import Group
 from complete_verifier.bab.domains import Domains
 from complete_verifier.branching.layout import make_layout
 from complete_verifier.incomplete.result import IncompleteResult
@@ -21,15 +22,23 @@ def check_same_start(problem: Problem, start: IncompleteResult, roots: Domains, 
     Raises:
         ContractError: they differ between ranks.
     """
-    world = problem.context.world
-    if world.size == 1:
-        return
     layout = make_layout(problem.graph, start.intermediate)
     parts = [roots.clause, *(layer.index for layer in layout.layers)]
     if bitwise:
         parts += roots.tensors()
         parts += [side for box in start.intermediate.boxes.values() for side in (box.lower, box.upper)]
-    every = world.numbers([len(roots), _checksum(parts)])
+    check_same(problem.context.world, len(roots), parts)
+
+
+def check_same(world: Group, count: int, parts: Iterable[Tensor]) -> None:
+    """Compare the number of roots and a checksum of some tensors over ranks.
+
+    Raises:
+        ContractError: they differ.
+    """
+    if world.size == 1:
+        return
+    every = world.numbers([count, _checksum(parts)])
     different = [rank for rank, row in enumerate(every) if row != every[0]]
     if different:
         raise ContractError(

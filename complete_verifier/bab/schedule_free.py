@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Generic
+
 import torch
 
 from auto_LiRPA.parallel.groups import Group
 from complete_verifier.bab.agreement import Agreed
-from complete_verifier.bab.domains import Domains
 from complete_verifier.bab.exchange import Move, levelling
-from complete_verifier.bab.expansion import Expander, Numbering, Share
 from complete_verifier.bab.pace import Pace
-from complete_verifier.bab.schedule import Work
+from complete_verifier.bab.schedule import Expands, Work
 from complete_verifier.bab.store import DomainStore
+from complete_verifier.bab.subproblems import D, Numbering, Share
 
 # A queue is levelled when it fills less than this share of a round that its fair share would fill, or holds less than
 # that share of its fair share. It receives so many rounds at most at a time.
@@ -19,10 +20,10 @@ FILL_SHARE, DRIFT_SHARE = 0.8, 0.5
 ROUNDS_MOVED = 4
 
 
-class FreeRunning:
+class FreeRunning(Generic[D]):
     """See `schedule.Schedule`. ``batch_size`` parents a round are each rank's own."""
 
-    def __init__(self, group: Group, expander: Expander, pace: Pace, spare: Domains) -> None:
+    def __init__(self, group: Group, expander: Expands[D], pace: Pace, spare: D) -> None:
         """``spare``: what a rank without domains bounds where others need its fetches."""
         self._group, self._expander, self._pace, self._spare = group, expander, pace, spare
 
@@ -34,20 +35,20 @@ class FreeRunning:
         enough = max(FILL_SHARE * min(batch, share), DRIFT_SHARE * share)
         return levelling(counts, ROUNDS_MOVED * batch) if fewest < enough else []
 
-    def pick(self, store: DomainStore[Domains], agreed: Agreed) -> Work:
+    def pick(self, store: DomainStore[D], agreed: Agreed) -> Work[D]:
         """See `schedule.Schedule`."""
         own = store.take(self._pace.batch(len(store), agreed.time_left))
         return Work(own, own)
 
-    def run(self, work: Work, first_id: int, number: int) -> Share:
+    def run(self, work: Work[D], first_id: int, number: int) -> Share[D]:
         """See `schedule.Schedule`."""
         parents, expander = work.parents, self._expander
         if len(parents) == 0:
             self._idle()
-            return Share(next_id=first_id)
+            return Share[D](next_id=first_id)
         place = torch.zeros_like(parents.id)
-        if expander.layout.width == 0:  # nothing is unstable: every root is a leaf
-            share = Share(len(parents), next_id=first_id)
+        if expander.width == 0:  # nothing is unstable: every root is a leaf
+            share = Share[D](len(parents), next_id=first_id)
             expander.close_leaves(parents, place.tolist(), share)
             return share
         levels = expander.levels(parents)
@@ -61,9 +62,9 @@ class FreeRunning:
     def _idle(self) -> None:
         """Make the passes that ranks with domains make, where they fetch weights from this one."""
         expander = self._expander
-        if not expander.lockstep or expander.layout.width == 0:
+        if not expander.lockstep or expander.width == 0:
             return
         levels = expander.levels(self._spare, own=False)
-        if levels > expander.layout.width:  # on a mesh: none of those that fetch together has domains
+        if levels > expander.width:  # on a mesh: none of those that fetch together has domains
             return
         expander.expand(self._spare, torch.zeros_like(self._spare.id), levels, Numbering(0, 1))

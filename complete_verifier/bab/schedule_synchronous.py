@@ -7,15 +7,16 @@ beginning with another one each round, so that queues grow alike.
 
 from __future__ import annotations
 
+from typing import Generic
+
 import torch
 
 from auto_LiRPA.parallel.groups import Group
 from complete_verifier.bab.agreement import Agreed
-from complete_verifier.bab.domains import Domains
 from complete_verifier.bab.exchange import Move, first_of_all, levelling
-from complete_verifier.bab.expansion import Expander, Numbering, Share
-from complete_verifier.bab.schedule import Work
+from complete_verifier.bab.schedule import Expands, Work
 from complete_verifier.bab.store import DomainStore
+from complete_verifier.bab.subproblems import D, Numbering, Share
 
 SYNCHRONOUS_TILE = 1024  # children of a job at most
 # Queues are levelled when the longest one is longer than its fair share by this share and by so many domains.
@@ -23,11 +24,12 @@ DRIFT_SHARE, LEAST_DRIFT = 0.02, 64
 ROUNDS_MOVED = 1
 
 
-class Synchronous:
+class Synchronous(Generic[D]):
     """See `schedule.Schedule`. ``batch_size`` parents a round are those of all ranks together."""
 
-    def __init__(self, group: Group, expander: Expander, like: Domains) -> None:
-        self._group, self._expander, self._like = group, expander, like
+    def __init__(self, group: Group, expander: Expands[D], like: D, tile: int | None = None) -> None:
+        """``tile``: children of a job at most, a number that settings and network decide; None: `SYNCHRONOUS_TILE`."""
+        self._group, self._expander, self._like, self._tile = group, expander, like, tile
 
     def moves(self, agreed: Agreed) -> list[Move]:
         """See `schedule.Schedule`. What is taken next does not depend on where it lies."""
@@ -37,23 +39,23 @@ class Synchronous:
         wanted = len(counts) > 1 and over > max(LEAST_DRIFT, DRIFT_SHARE * share)
         return levelling(counts, ROUNDS_MOVED * self._expander.settings.batch_size) if wanted else []
 
-    def pick(self, store: DomainStore[Domains], agreed: Agreed) -> Work:
+    def pick(self, store: DomainStore[D], agreed: Agreed) -> Work[D]:
         """See `schedule.Schedule`."""
         count = min(self._expander.settings.batch_size, agreed.open)
         return Work(*first_of_all(self._group, store, self._like, count))
 
-    def run(self, work: Work, first_id: int, number: int) -> Share:
+    def run(self, work: Work[D], first_id: int, number: int) -> Share[D]:
         """See `schedule.Schedule`."""
         parents, expander, size = work.parents, self._expander, self._group.size
         turn = (self._group.rank - number) % size
         order = torch.arange(len(parents), device=parents.id.device)
-        if expander.layout.width == 0:  # nothing is unstable: every root is a leaf
+        if expander.width == 0:  # nothing is unstable: every root is a leaf
             mine = order[turn::size]
-            share = Share(len(mine), next_id=first_id)
+            share = Share[D](len(mine), next_id=first_id)
             expander.close_leaves(parents.pick(mine), mine.tolist(), share)
             return share
         levels = expander.levels(parents)
-        jobs = min(len(parents), -(-len(parents) * 2**levels // SYNCHRONOUS_TILE))
+        jobs = min(len(parents), -(-len(parents) * 2**levels // (self._tile or SYNCHRONOUS_TILE)))
         parts = []
         for job in range(turn, -(-jobs // size) * size, size):
             place = order[job::jobs] if job < jobs else order[:1]

@@ -44,6 +44,26 @@ def check_asked(loaded: LoadedConfig) -> None:
             )
 
 
+def refuse_several(loaded: LoadedConfig, listed: bool, launching: bool) -> None:
+    """What runs in one process so far, and lists that ranks cannot run by themselves.
+
+    Args:
+        listed: it is a list of instances.
+        launching: this process is to start the ranks; else it is one of them.
+
+    Raises:
+        ConfigError: it was asked of several ranks.
+    """
+    for asked, what in (
+        (is_dataset(loaded.config), "data.dataset: examples run"),
+        (loaded.config.general.prepare_only, "general.prepare_only: runs"),
+    ):
+        if asked:
+            raise ConfigError(f"{what} in one process so far; leave out --nproc or torchrun")
+    if listed and not launching:
+        raise ConfigError("a list starts ranks for each of its instances: use abcrown --nproc N instead of torchrun")
+
+
 def save_minimal_config(loaded: LoadedConfig) -> None:
     """Write the settings that differ from the defaults to `debug.save_minimal_config`, if that is set.
 

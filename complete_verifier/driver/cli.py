@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from auto_LiRPA.errors import ConfigError
 from complete_verifier.config import LoadedConfig, check_supported, load_config, render_config, to_yaml
 from complete_verifier.driver.boundary import OK, Boundary
-from complete_verifier.driver.checks import check_asked, save_minimal_config
+from complete_verifier.driver.checks import check_asked, refuse_several, save_minimal_config
 from complete_verifier.driver.instances import is_dataset, is_list
 from complete_verifier.driver.interrupts import Interrupts
 from complete_verifier.driver.keeping import refuse_checkpoints
@@ -69,8 +69,10 @@ def _run(words: Sequence[str], started: float, rank: Rank | None = None) -> int:
     if rank is None:
         save_minimal_config(loaded)
     listed = sweep is not None or is_list(loaded.config)
+    if listed and layout is not None and layout.nnodes > 1:
+        raise ConfigError(f"--nnodes {layout.nnodes}: a list runs on one machine so far; name one instance")
     if layout is not None or rank is not None:
-        _refuse_several(loaded, listed, layout)
+        refuse_several(loaded, listed, layout is not None)
     if layout is None or listed:
         return _work(loaded, sweep, warned, started, rank)
     from complete_verifier.driver.launch import launch
@@ -127,24 +129,6 @@ def _work(loaded: LoadedConfig, sweep: Sweep | None, warned: Sequence[str], star
 
         run_single(loaded, display, interrupts, started, rank=rank)
     return OK
-
-
-def _refuse_several(loaded: LoadedConfig, listed: bool, layout: Layout | None) -> None:
-    """What runs in one process so far, and lists that ranks cannot run by themselves.
-
-    Raises:
-        ConfigError: it was asked of several ranks.
-    """
-    for asked, what in (
-        (is_dataset(loaded.config), "data.dataset: examples run"),
-        (loaded.config.general.prepare_only, "general.prepare_only: runs"),
-    ):
-        if asked:
-            raise ConfigError(f"{what} in one process so far; leave out --nproc or torchrun")
-    if listed and layout is None:
-        raise ConfigError("a list starts ranks for each of its instances: use abcrown --nproc N instead of torchrun")
-    if listed and layout is not None and layout.nnodes > 1:
-        raise ConfigError(f"--nnodes {layout.nnodes}: a list runs on one machine so far; name one instance")
 
 
 def _introduce(loaded: LoadedConfig, warned: Sequence[str], display: Display) -> None:

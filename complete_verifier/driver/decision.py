@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from complete_verifier.config import LoadedConfig
 from complete_verifier.driver.instances import Instance
 from complete_verifier.driver.interrupts import DeadlinePassed, Interrupts, Terminated
-from complete_verifier.driver.seat import restarted
+from complete_verifier.driver.seat import restarted, speaks
 from complete_verifier.driver.start_up import paused_collection
 from complete_verifier.events import Listener
 from complete_verifier.outcome import Verdict
@@ -51,7 +51,8 @@ class Decision:
         rank = self.rank
         if rank is None:
             report = self._decided(read, keeps)
-            write(report)
+            if speaks():
+                write(report)
             return report
         rank.prepared(lambda verdict, why: write(self._last_words(verdict, why)))
         self.interrupts.excuse = rank.excuse

@@ -26,6 +26,7 @@ from complete_verifier.config import Config
 from complete_verifier.driver.input_regions import input_region
 from complete_verifier.driver.judge import Judge
 from complete_verifier.driver.networks import Network, read_network
+from complete_verifier.driver.same_input import check_same_question
 from complete_verifier.problem import Clauses, Clock, Problem
 from complete_verifier.spec.adjust import offset_rows, rescale, shrink
 from complete_verifier.spec.compile import read_vnnlib
@@ -112,6 +113,8 @@ def read_question(
             f"{prop.source}: {prop.n_inputs} inputs and {prop.n_outputs} outputs, the network has {sizes[0]} and"
             f" {sizes[1]}"
         )
+    if found.module is not None:
+        check_same_question(context, prop, found.module)
     return ask(found, adjusted(prop, config), context, bounds, clock)
 
 

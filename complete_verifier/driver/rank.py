@@ -14,15 +14,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import NoReturn
 
-from auto_LiRPA.errors import RankUnreachable, UserError
+from auto_LiRPA.errors import RankUnreachable, VerifierError
 from auto_LiRPA.parallel.board import Board, BoardLost
+from auto_LiRPA.parallel.shortage import comes_from_shortage
 from auto_LiRPA.parallel.watch import BEAT_S, GRACE_S, Missing, Watch
 from complete_verifier.driver.boundary import INTERNAL, INTERRUPTED, OK, RANK_LOST, RESTARTED
 from complete_verifier.driver.interrupts import ALARM_DELAY, DeadlinePassed, Interruption, Terminated
-from complete_verifier.driver.memory_errors import is_out_of_memory
 from complete_verifier.driver.seat import Seat
 from complete_verifier.outcome import Verdict
 
@@ -153,10 +153,11 @@ class Rank:
             return self._explained(code, message, error)
         if code == INTERRUPTED:
             return self._tell(code, message)
-        if error is not None and is_out_of_memory(error):
+        if error is not None and comes_from_shortage(error):
             code = RANK_LOST
-            if not isinstance(error, UserError):
-                message = f"error: out of memory: {str(error).splitlines()[0] if str(error) else 'on the host'}"
+            if not isinstance(error, VerifierError):
+                words = str(error).splitlines()[0] if str(error) else "on the host"
+                message = f"error: out of memory: {words}; lower parallel.tile_rows or solver.batch_size"
         board.put(f"error/{self.seat.rank}", json.dumps([code, message]))
         errors = self._heard()
         common = len(errors) == self.seat.world_size and len(set(errors.values())) == 1
@@ -208,7 +209,7 @@ class Rank:
         kind, colon, text = message.partition(": ")
         who = f"rank {self.seat.rank} of {self.seat.world_size}"
         step = "starting" if self.watch is None else self.watch.step
-        place = _place(None if error is None else error.__traceback__) if code in (INTERNAL, RANK_LOST) else ""
+        place = _place(error) if code in (INTERNAL, RANK_LOST) else ""
         return f"{kind}{colon or ': '}{who}: {text}; its last step: {step}{f' ({place})' if place else ''}"
 
     # -- the board ----------------------------------------------------------------------------------------------------
@@ -340,12 +341,16 @@ class Rank:
         self._signal = self._signal or number
 
 
-def _place(trace: TracebackType | None) -> str:
-    """The innermost line of our own code in a traceback."""
-    place = ""
+def _place(error: BaseException | None) -> str:
+    """The innermost line of our own code that an error, or else what was raised from it, has come through."""
+    if error is None:
+        return ""
+    place, trace = _place(error.__cause__), error.__traceback__
+    if place:
+        return place
     while trace is not None:
         module = trace.tb_frame.f_globals.get("__name__", "")
-        if module.split(".")[0] in ("auto_LiRPA", "complete_verifier"):
+        if module.split(".")[0] in ("auto_LiRPA", "complete_verifier") and not module.startswith("auto_LiRPA.parallel"):
             place = f"{module.replace('.', '/')}.py:{trace.tb_lineno}"
         trace = trace.tb_next
     return place

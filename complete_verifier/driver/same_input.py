@@ -1,4 +1,8 @@
-"""Do all ranks read the same? Several machines may hold different files under one name, and bounds would mix nets."""
+"""Do all ranks read the same? Several machines may hold different files under one name, and bounds would mix nets.
+
+What user code loads or a program hands over is not read from a file that could be compared: then the property and the
+network's numbers themselves are.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,16 @@ import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
 from auto_LiRPA.errors import WorkerFailed
 from auto_LiRPA.parallel.context import DistributedContext
 from complete_verifier.config import LoadedConfig
 from complete_verifier.config.options import option_table
 from complete_verifier.config.yaml_file import yaml_text
 from complete_verifier.driver.instances import Instance
+from complete_verifier.spec.property import Property
 
 # Where files lie may differ from machine to machine; what is in them may not.
 _PLACES = frozenset(
@@ -44,9 +52,40 @@ def check_same_input(context: DistributedContext, loaded: LoadedConfig, instance
                     raise WorkerFailed(_line(context.world_size, rank, what, name, one, other))
 
 
+def check_same_question(context: DistributedContext, prop: Property, network: nn.Module | Iterable[Tensor]) -> None:
+    """Compare what user code or a program gave every rank: the property, and all numbers of the network.
+
+    Raises:
+        WorkerFailed: some rank has others than rank 0; every rank raises it.
+    """
+    if context.world_size == 1:
+        return
+    context.at("comparing its input with rank 0's")
+    tensors = network.state_dict().values() if isinstance(network, nn.Module) else network
+    mine = {"the property": f"{zlib.crc32(repr(prop.regions).encode()):08x}", "the network": _numbers(tensors)}
+    first, *others = context.world.objects(mine)
+    for rank, theirs in enumerate(others, 1):
+        for what, value in theirs.items():
+            if value != first[what]:
+                raise WorkerFailed(_line(context.world_size, rank, "question", what, first, theirs))
+
+
+def _numbers(tensors: Iterable[Tensor]) -> str:
+    """Shapes, types and a checksum of the content."""
+    text, crc = "", 0
+    for tensor in tensors:
+        text += f"{tuple(tensor.shape)}{tensor.dtype} "
+        flat = tensor.detach().reshape(-1)
+        for piece in flat.split(_PIECE) if flat.numel() else ():
+            crc = zlib.crc32(piece.cpu().contiguous().view(torch.uint8).numpy(), crc)
+    return f"{text}{crc:08x}"
+
+
 def _line(size: int, rank: int, what: str, name: str, one: Mapping[str, str], other: Mapping[str, str]) -> str:
     who = f"rank {rank} of {size}"
     step = "its last step: comparing its input with rank 0's"
+    if what == "question":
+        return f"{who} asks another question than rank 0: {name} differs; give all ranks the same (seed what is random)"
     if what == "file":
         return f"{who} reads another file than rank 0: {name} differs; give all ranks the same; {step}"
     values = [side.get(name, "its default") for side in (other, one)]

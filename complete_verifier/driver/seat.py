@@ -73,6 +73,12 @@ class Seat:
         return f"abcrown/{self.attempt}/"
 
 
+def speaks() -> bool:
+    """Whether this process prints and writes files: it is alone, or the first of several ranks."""
+    seat = Seat.of_environment()
+    return seat is None or seat.rank == 0
+
+
 def restarted() -> bool:
     """Whether the ranks of this run were started anew after one was lost."""
     seat = Seat.of_environment()

@@ -11,6 +11,7 @@ from complete_verifier.driver.instances import single_instance
 from complete_verifier.driver.interrupts import Interrupts
 from complete_verifier.driver.limits import timeout_seconds
 from complete_verifier.driver.outputs import refuse_losses, results_of
+from complete_verifier.driver.seat import speaks
 from complete_verifier.reporting.display import Display
 from complete_verifier.reporting.lines import result_lines
 from complete_verifier.reporting.report import InstanceReport
@@ -33,7 +34,7 @@ def run_single(
 
     Args:
         read: makes the question; None: the files that are named.
-        rank: this process as one of several, of which rank 0 writes; None: it is alone.
+        rank: this process as one of several that are watched. With or without a watch the first rank alone writes.
 
     Raises:
         UserError: bad input; no results file is left then.
@@ -42,7 +43,7 @@ def run_single(
     timeout_s = timeout_seconds(config, None)
     results = Path(config.general.results_file)
     statistics = loaded.options.stats_file
-    if rank is None or rank.speaks:
+    if speaks():
         refuse_losses(loaded, [instance], results_of(loaded))
         prepare_output(results, "general.results_file")
         if statistics is not None:

@@ -1,14 +1,17 @@
 """User code within one instance: tuning of its settings, an own attack, an own verifier, and what is done with results.
 
-Whatever user code says, `sat` needs our own confirmation of the point, exactly, by the original network.
+Whatever user code says, `sat` needs our own confirmation of the point, exactly, by the original network. Of several
+ranks the first one alone runs these hooks, once, and all of them go on with what it got: code that draws random
+numbers, looks at a clock or writes files need not know that there are ranks. (Loaders run on every rank; what they
+give is compared, see `same_input`.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +27,9 @@ from complete_verifier.config import Config
 from complete_verifier.driver.choices import bound_settings
 from complete_verifier.driver.questions import Question
 from complete_verifier.spec.counterexample import Counterexample
+from complete_verifier.together import first_rank
+
+T = TypeVar("T")
 
 DEFAULTS: Mapping[str, str] = {
     "attack.attack_func": "attack_with_general_specs",
@@ -53,12 +59,18 @@ class UserCode:
         """Settings and question after `general.adhoc_tuning`, and the settings that it changed."""
         if config.general.adhoc_tuning is None:
             return config, self.question, ()
-        config, changed = tuned(config, self.hooks, self._model(config), self._handler())
+        before = config
+        config, changed = self._once(
+            "general.adhoc_tuning", lambda: tuned(before, self.hooks, self._model(before), self._handler())
+        )
         problem = replace(self.question.problem, bounds=bound_settings(config))
         return config, replace(self.question, problem=problem), changed
 
     def verified(self, config: Config) -> str:
         """The status that the user's verifier returns: f(model, vnnlib, onnx_path)."""
+        return self._once("general.complete_verifier", lambda: self._verified(config))
+
+    def _verified(self, config: Config) -> str:
         text, network = config.general.complete_verifier, self.question.network
         path = str(network) if isinstance(network, Path) else None
         vnnlib = compiled_form(self.question.prop)
@@ -69,6 +81,9 @@ class UserCode:
 
     def attacked(self, config: Config) -> Counterexample | None:
         """A counterexample among the points that the user's attack returns, if one is confirmed."""
+        return self._once("attack.attack_func", lambda: self._attacked(config))
+
+    def _attacked(self, config: Config) -> Counterexample | None:
         found = self._named("attack.attack_func", config, {})
         if found is None:
             return None
@@ -88,17 +103,30 @@ class UserCode:
         """Whether the user's `attack.adv_verifier` lets a counterexample of ours stand too."""
         if has_no_verifier(config):
             return True
-        return bool(self._named("attack.adv_verifier", config, self._example(found)))
+        return self._once(
+            "attack.adv_verifier", lambda: bool(self._named("attack.adv_verifier", config, self._example(found)))
+        )
 
     def saved(self, config: Config, found: Counterexample) -> str | None:
         """What the user's `attack.adv_saver` wrote to `attack.cex_path`, if it is asked to save; None without it."""
         if config.attack.adv_saver == DEFAULTS["attack.adv_saver"] or not config.general.save_adv_example:
             return None
+        return self._once("attack.adv_saver", lambda: self._saved(config, found))
+
+    def _saved(self, config: Config, found: Counterexample) -> str | None:
         self._named("attack.adv_saver", config, self._example(found))
         try:
             return Path(config.attack.cex_path).read_text(encoding="utf-8").strip() or None
         except (OSError, UnicodeDecodeError):
             return None  # it saved elsewhere
+
+    def _once(self, setting: str, call: Callable[[], T]) -> T:
+        """What ``call`` returns on the first rank, for which the others wait as long as the deadline allows."""
+        context = self.question.problem.context
+        context.at(f"user code ({setting})", patient=True)
+        result = first_rank(context.world, call)
+        context.at(f"after user code ({setting})")
+        return result
 
     # -- what hooks are given ---------------------------------------------------------------------------------------
     def _named(self, setting: str, config: Config, more: Mapping[str, object]) -> Any:

@@ -69,7 +69,8 @@ def trusted(boxes: Boxes) -> Tensor | None:
     """Which regions ``[B]`` have boxes that bounds may rest on; None if there are no boxes at all (an affine network).
 
     A NaN (a network that overflows) or a lower bound above its upper one by more than rounding can do says that the
-    numbers mean nothing, and a relaxation over such a box may look like a proof. Nothing is concluded from it.
+    numbers mean nothing, and a relaxation over such a box may look like a proof. Nothing is concluded from it. Nor from
+    one whose width overflows: its chord would have slope 0.
     """
     good: Tensor | None = None
     for box in boxes.values():
@@ -77,7 +78,7 @@ def trusted(boxes: Boxes) -> Tensor | None:
         size = torch.maximum(lower.abs(), upper.abs()).nan_to_num(nan=0.0, posinf=0.0).amax(1, keepdim=True)
         slack = torch.finfo(lower.dtype).eps ** 0.5 * (1 + size)
         # written so that a NaN on either side makes it False
-        fine = (lower <= upper + slack).all(1)
+        fine = ((lower <= upper + slack) & ~((upper - lower).isinf() & lower.isfinite() & upper.isfinite())).all(1)
         good = fine if good is None else good & fine
     return good
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
 from auto_LiRPA.bounds.intermediate import NOTHING_GIVEN, Given
-from auto_LiRPA.errors import ConfigError
 from auto_LiRPA.parallel.numerics import full_precision
 from complete_verifier.events import BoundsFound, Listener, ignore
 from complete_verifier.incomplete.first_bounds import first_bounds
@@ -20,8 +18,10 @@ from complete_verifier.incomplete.replicas import on_time, sharers
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.incomplete.settings import IncompleteSettings, Method
 from complete_verifier.problem import Problem
+from complete_verifier.shortage import TILES, explained_out_of_memory
 
 _NAMES: dict[Method, str] = {"alpha-crown": "CROWN", "crown": "CROWN", "init-crown": "CROWN"}
+_LOWER = f"lower {TILES} or solver.build_batch_size"
 _SHOWN = 10  # margins that are told to the listener
 
 AfterCrown = Callable[[IncompleteResult], bool]
@@ -46,7 +46,8 @@ def run_incomplete(
         ConfigError: a bounding pass does not fit into memory; the line says which setting to lower.
     """
     began = time.monotonic()
-    with torch.no_grad(), full_precision(), explained_out_of_memory(problem):
+    explained = explained_out_of_memory(problem.context, "bounding", _LOWER)
+    with torch.no_grad(), full_precision(), explained:
         own, world = replace(problem, context=sharers(problem.context)), problem.context.world
         result = on_time(world, lambda: first_bounds(own, settings, given))
         seconds = world.largest(time.monotonic() - began)
@@ -66,29 +67,6 @@ def run_incomplete(
         )
         on_event(_event("alpha-CROWN", problem, result, iterations))
         return result
-
-
-@contextmanager
-def explained_out_of_memory(problem: Problem) -> Iterator[None]:
-    """Turns "out of memory" within into a line that says what to lower."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ConfigError(_memory_line(problem)) from error
-    except RuntimeError as error:
-        # torch's allocator for the CPU has no exception of its own
-        if "DefaultCPUAllocator" not in str(error):
-            raise
-        raise ConfigError(_memory_line(problem)) from error
-
-
-def _memory_line(problem: Problem) -> str:
-    context = problem.context
-    rank = f" of rank {context.rank}" if context.world_size > 1 else ""
-    return (
-        f"out of memory on {context.device}{rank} while bounding; lower parallel.tile_rows (now"
-        f" {context.settings.tile_rows}) or solver.build_batch_size"
-    )
 
 
 def _event(method: str, problem: Problem, result: IncompleteResult, iterations: int = 0) -> BoundsFound:

@@ -23,7 +23,7 @@ LAYERS: dict[str, tuple[frozenset[str], ...]] = {
         frozenset({"api"}),
     ),
     "complete_verifier": (
-        frozenset({"outcome", "problem", "together"}),
+        frozenset({"outcome", "problem", "shortage", "together"}),
         frozenset({"events"}),
         frozenset({"spec", "config"}),
         frozenset({"attack", "incomplete", "branching", "datasets", "models"}),

@@ -103,6 +103,15 @@ def test_fused_kernels_do_what_plain_operations_do(kind: str, compacted: bool, o
         # what is kept gives what was told
         kept = replace(there, value=other.value, mix=other.mix)
         assert bool((fused.bound(kept).cpu() >= other.lower.cpu() - 1e-3 * (1 + other.lower.cpu().abs())).all())
+        if met == 0:  # all is proved by the first bounds: seen after the fifth iteration, read behind the sixth
+            early = replace(SETTINGS, iterations=20, ends_early=True, look_every=5)
+            easy = replace(there, rhs=there.rhs - 1e4)
+            found = Direct(fused_schedule, easy, early, shape, pool).optimize(easy, None)
+            assert found.iterations == 7 and bool((found.lower > 0).all())
+            hard = replace(there, rhs=there.rhs + 1e4)
+            assert Direct(fused_schedule, hard, early, shape, pool).optimize(hard, lambda: -1.0).iterations == 7
+            far = replace(early, patience=float("inf"))
+            assert Direct(fused_schedule, hard, far, shape, pool).optimize(hard, None).iterations == 20
         met += 1
     assert met >= 2
 

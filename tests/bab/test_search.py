@@ -13,13 +13,14 @@ from torch import Tensor
 import complete_verifier.bab.expansion as expanding
 from auto_LiRPA.errors import ConfigError, ContractError, OutOfTime
 from complete_verifier.bab.domains import Domains
-from complete_verifier.bab.expansion import Expanded, Expander, Share
+from complete_verifier.bab.expansion import Expander
 from complete_verifier.bab.ledger import Ledger
 from complete_verifier.bab.relu_bounding import ReluBounder
 from complete_verifier.bab.search import search
 from complete_verifier.bab.settings import BabSettings
 from complete_verifier.bab.split import split
 from complete_verifier.bab.store import DomainStore
+from complete_verifier.bab.subproblems import Expanded, Share
 from complete_verifier.branching.brancher import METHODS
 from complete_verifier.problem import Clock
 from tests.bab.problems import KINDS, Case, decide, incomplete, random_case
@@ -147,7 +148,7 @@ def test_a_child_that_nobody_counted_is_noticed(monkeypatch: pytest.MonkeyPatch)
     case = hard("mlp", holds=True)
     sorted_out = Expander.sorted_out
 
-    def careless(self: Expander, parts: Sequence[Expanded]) -> Share:
+    def careless(self: Expander, parts: Sequence[Expanded[Domains]]) -> Share[Domains]:
         share = sorted_out(self, parts)
         if share.left is not None and len(share.left) > 1:
             share.left = share.left.pick(torch.arange(1, len(share.left)))

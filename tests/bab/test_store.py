@@ -7,11 +7,13 @@ import math
 import random
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from auto_LiRPA.errors import ConfigError
 from complete_verifier.bab.store import DomainStore, StoreBudget, Traversal
@@ -22,7 +24,8 @@ from tests.bab.toys import Toy, assert_same, toy
 TRAVERSALS: tuple[Traversal, ...] = ("worst_first", "depth_first", "breadth_first")
 # few values, so that there are ties; -0.0 and 0.0 are one
 MARGINS = st.sampled_from([-3.0, -1.0, -1.0, -0.5, -0.0, 0.0, 2.5, math.nan, -math.inf, math.inf])
-ROW = sum(t[0].numel() * t.element_size() for t in toy([0]).tensors())
+# a slot begins where its widest number may: at multiples of eight bytes
+ROW = -(-sum(t[0].numel() * t.element_size() for t in toy([0]).tensors()) // 8) * 8
 UNLIMITED = StoreBudget(2**40, 0)
 
 
@@ -299,3 +302,31 @@ def test_a_budget_that_is_more_than_there_is(at: int, tmp_path: Path, monkeypatc
     assert tiers_used(store) >= {"host", "disk"}
     assert_same(store.take(200), toy(model.take(200)))
     store.close()
+
+
+def test_a_pick_over_many_slabs_moves_whole_rows() -> None:
+    """Three operations a slab at most, not some for each field of each slab: on a GPU every one costs a launch."""
+    slabs = Slabs(toy([0]).tensors(), torch.device("cpu"), False, 2**30, 4)
+    rows = toy(range(160))
+    place = slabs.reserve(160)
+    with Operations() as writing:
+        slabs.write(place, rows.tensors())
+    order = torch.randperm(160, generator=torch.Generator().manual_seed(1))[:100]
+    with Operations() as picking:
+        found = slabs.remove(place.slots[order])
+    assert_same(Toy(*found), toy(order.tolist()))
+    many = len(slabs._slabs)
+    assert many > 20
+    assert writing.count <= many + 20 and picking.count <= 3 * many + 40, (many, writing.count, picking.count)
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations; to look at the same memory in another way is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))

@@ -6,20 +6,27 @@ it replays on the numbers that were put in, on memory that the work before has o
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
+from auto_LiRPA.bounds.intermediate import crown_boxes
 from auto_LiRPA.bounds.methods import Method, Query, compute
+from auto_LiRPA.bounds.rows import NeuronList
 from auto_LiRPA.bounds.settings import BoundSettings
+from auto_LiRPA.bounds.tile_passes import TilePasses
 from auto_LiRPA.graph.ir import Graph
+from auto_LiRPA.graph.placements import Whole
+from auto_LiRPA.operators.arithmetic import Affine
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.recording import Recorder, Recording, RowForm, RowWork
 from auto_LiRPA.parallel.settings import ParallelSettings
 from auto_LiRPA.parallel.store import LocalWeight
+from auto_LiRPA.parallel.tiles import cut
 from auto_LiRPA.values import Box
-from tests.nets import dense_layers, mlp, residual
+from tests.nets import Builder, dense_layers, mlp, residual
 
 SIZES = [5, 19, 19, 19, 7]
 
@@ -78,8 +85,8 @@ def box(seed: int, batch: int = 1) -> Box:
     return Box(x - 0.4, x + 0.4)
 
 
-def bounds(asked: Question, recorder: Recorder | None = None) -> Tensor:
-    context = DistributedContext.single(settings=ParallelSettings(tile_rows=4))
+def bounds(asked: Question, recorder: Recorder | None = None, tile_rows: int = 4) -> Tensor:
+    context = DistributedContext.single(settings=ParallelSettings(tile_rows=tile_rows))
     if recorder is not None:
         context = replace(context, recorder=recorder)
     with torch.no_grad():
@@ -158,3 +165,103 @@ def test_nothing_is_recorded_where_gradients_are_wanted() -> None:
     context = replace(DistributedContext.single(settings=ParallelSettings(tile_rows=4)), recorder=keeper)
     compute(graph, region, Query(), Method.CROWN, context, BoundSettings())
     assert not keeper.forms
+
+
+def test_rows_that_begin_at_an_activation() -> None:
+    """No weight's rows are taken, so the start node itself is a part of the pass."""
+    build, at = Builder((SIZES[0],)), 0
+    for layer in dense_layers(SIZES, 3):
+        at = build.relu(build.dense(layer, at))
+    graph, keeper = build.graph(), Keeper()
+    for seed in (3, 4):
+        asked = (graph, box(seed))
+        assert torch.equal(bounds(asked, keeper), bounds(asked))
+    assert any(form.coef[-1] == SIZES[-1] for form in keeper.forms)
+
+
+def test_a_constant_of_the_start_node_itself_that_moved_is_noticed() -> None:
+    first, second = dense_layers([5, 9, 9], 3)
+    build, scale = Builder((5,)), torch.rand(9, dtype=torch.float64) + 0.5
+    at = build.dense(second, build.relu(build.dense(first, 0)))
+    build.add(Affine(scale, None), (at,), (9,))
+    keeper, asked = Keeper(), (build.graph(), box(3))
+    bounds(asked, keeper)
+    bounds(asked, keeper)
+    made = len(keeper.forms)
+    assert made == 1  # the output alone is bounded by passes, and they begin at it
+    scale.data = 3 * scale
+    assert torch.equal(bounds(asked, keeper), bounds(asked))
+    assert len(keeper.forms) == 2
+
+
+def test_recordings_outlive_inference_mode() -> None:
+    keeper, asked = Keeper(), question("mlp")
+    with torch.inference_mode():
+        bounds(asked, keeper)
+    other, made = (asked[0], box(4)), len(keeper.forms)
+    assert torch.equal(bounds(other, keeper), bounds(other))
+    assert len(keeper.forms) == made > 0
+
+
+def test_what_a_recording_holds_does_not_grow_with_their_number() -> None:
+    """All recordings read one copy of the relaxations, and of these no more than a pass does."""
+    keeper, asked = Keeper(), question("mlp")
+    held = []
+    for rows in range(1, 7):
+        bounds(asked, keeper, rows)
+        kept = keeper.kept(asked[0]).values()
+        places = {p.data_ptr(): p.numel() for one in kept if hasattr(one, "memory")
+                  for part in one.memory.places.values() for p in part}  # fmt: skip
+        held.append(sum(places.values()))
+    assert len(keeper.forms) >= 6 * 3
+    assert held == [3 * 3 * 19] * 6
+
+
+def test_tiles_of_two_start_nodes_in_turns() -> None:
+    """Both read the same memory: whose turn it is fills it anew."""
+    graph, region = question("mlp")
+    keeper = Keeper()
+    context = DistributedContext.single(settings=ParallelSettings(tile_rows=4))
+    plain: list[TilePasses] = []
+    recorded: list[TilePasses] = []
+    with torch.no_grad():
+        for seed in (3, 4):
+            asked = box(seed)
+            middle = crown_boxes(graph, asked, context, BoundSettings())
+            for node in (3, 5):
+                neurons, tiles = NeuronList.of(torch.arange(19), torch.float64), cut(19, 4)
+                for passes, one in ((plain, context), (recorded, replace(context, recorder=keeper))):
+                    passes.append(TilePasses(graph, node, neurons, tiles, asked, middle.relaxations, one))
+        for position in (0, 1, 2, 3, 4):
+            for mine, wanted in zip(recorded, plain, strict=True):
+                assert torch.equal(mine(position), wanted(position))
+    assert len(keeper.forms) == 2 and keeper.replays == 18  # all but the first tile of each start node
+
+
+@pytest.mark.parametrize("refused", ["works", "record"])
+def test_all_ranks_record_or_none(refused: str) -> None:
+    """Sums over ranks may be in recordings of all of them, or of none: here another rank cannot."""
+    (graph, region), keeper, said = question("mlp"), Keeper(), 0
+
+    def gather(flag: Tensor) -> Tensor:
+        nonlocal said
+        said += 1
+        # a pass asks whether all can record, twice, and then whether all have
+        fails = said == 3 if refused == "record" else True
+        return torch.stack([flag, torch.zeros_like(flag) if fails else flag])
+
+    context = DistributedContext.single(settings=ParallelSettings(tile_rows=4))
+    neurons, tiles = NeuronList.of(torch.arange(19), torch.float64), cut(19, 4)
+    with torch.no_grad():
+        relaxations = crown_boxes(graph, region, context, BoundSettings()).relaxations
+        plain = TilePasses(graph, 5, neurons, tiles, region, relaxations, context)
+        among_ranks = replace(graph)
+        vars(among_ranks)["spread"] = SimpleNamespace(
+            ranks=SimpleNamespace(gather=gather), places=[Whole()] * len(graph.nodes), sums=lambda node: False
+        )
+        passes = TilePasses(
+            among_ranks, 5, neurons, tiles, region, relaxations, replace(context, recorder=keeper)
+        )  # fmt: skip
+        assert all(torch.equal(passes(i), plain(i)) for i in range(5))
+    assert said == (1 if refused == "works" else 3)
+    assert len(keeper.forms) == (refused == "record") and keeper.replays == 0

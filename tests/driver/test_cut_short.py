@@ -56,14 +56,14 @@ def test_without_a_counterexample_the_end_is_the_end(tmp_path: Path, end: type[B
 
 def test_the_search_names_its_counterexample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The deadline passes while the search winds up, after a candidate was confirmed."""
-    from complete_verifier.driver import instance
+    from complete_verifier.driver import search_stage
 
     def search(problem, start, settings, share, on_progress, on_candidate, *rest):  # type: ignore[no-untyped-def]
         grid = np.random.default_rng(0).uniform(-1, 1, size=(2000, 3)).astype(np.float32)
         assert any(on_candidate(x) for x in grid)
         raise DeadlinePassed
 
-    monkeypatch.setattr(instance, "refined_search", search)
+    monkeypatch.setattr(search_stage, "refined_search", search)
     flags = ("--pgd_order", "skip", "--complete_verifier", "bab", "--bound_prop_method", "crown")
     report = decided(tmp_path, lambda event: None, 0.3, *flags)
     assert (report.verdict, report.status) == (Verdict.VIOLATED, "unsafe-bab")

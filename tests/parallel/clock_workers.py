@@ -23,7 +23,7 @@ from complete_verifier.bab.settings import BabSettings
 from complete_verifier.incomplete.settings import IncompleteSettings
 from complete_verifier.incomplete.stage import run_incomplete
 from complete_verifier.problem import Clauses, Clock, Problem
-from tests.parallel.tp_workers import NETS, question, rows
+from tests.parallel.tp_networks import NETS, question, rows
 
 ALPHA: tuple[IntermAlpha, ...] = ("fixed", "stream")
 _MODES: tuple[Mode, ...] = ("fsdp", "tp")

@@ -4,8 +4,7 @@
 
 A command is what a user types, or one such line per rank as `torchrun` would start them (`ranks`): then this module
 plays the agent, that is it keeps the store, sends SIGTERM to the other ranks as soon as one fails, and ends with 1.
-Started as a script with a plan it is the process that forks; it adopts whatever a command leaves behind, so orphans
-are seen.
+`main` is the process that forks; it adopts whatever a command leaves behind, so orphans are seen.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from tests.parallel.faults import Fault, plant
 
 PRELOAD = ("onnx", "complete_verifier.driver.cli", "complete_verifier.driver.instance",
            "complete_verifier.driver.launch", "complete_verifier.driver.rank")  # fmt: skip
 _ORPHANS_S = 3.0  # processes whose launcher was killed may take so long to end
-_SEEN_S = 0.5  # until others have seen where a rank is; what ends within microseconds nobody sees
 LATEST_S = 60.0  # a command that takes longer is killed
 _PR_SET_CHILD_SUBREAPER, _CLONE_NEWNET = 36, 0x40000000
 
@@ -41,16 +40,6 @@ class Act:
     signal: int
     rank: int | None = None  # None: the command itself
     wait_s: float = 0.2
-
-
-@dataclass(frozen=True)
-class Fault:
-    """``what`` (a function of this module) happens in a rank when the run comes to a stage's method."""
-
-    what: str
-    rank: int | None = 1  # None: in every rank
-    at: str = "_incomplete"
-    attempt: int | None = None  # None: in every one
 
 
 @dataclass(frozen=True)
@@ -81,19 +70,20 @@ class Ended:
 
     @property
     def lines(self) -> list[str]:
-        """Standard error, without what the agent's own C++ libraries say."""
-        return [line for line in self.err.splitlines() if line.strip() and not line.startswith(("[W", "[E", "[rank"))]
+        """Standard error, without what torch's C++ libraries say of a store that is gone."""
+        theirs = ("[W", "[E", "[rank", "Exception raised from ", "frame #", "<omitting ")
+        return [line for line in self.err.splitlines() if line.strip() and not line.startswith(theirs)]
 
 
 def run_commands(commands: Sequence[Command], side_by_side: int = 2, limit_s: float = 300.0) -> list[Ended]:
     """Run them all, so many at a time."""
-    from tests.parallel.launching import run_tree
+    from tests.parallel.launching import run_job
+    from tests.parallel.zygote import Job
 
     with tempfile.TemporaryDirectory(prefix="commands-") as name:
         plan = Path(name, "plan")
         plan.write_bytes(pickle.dumps((list(commands), side_by_side)))
-        done = run_tree([sys.executable, "-m", "tests.parallel.commands", str(plan)], limit_s)
-        assert done.code == 0, f"commands could not be run (exit code {done.code}):\n{done.output[-4000:]}"
+        run_job(Job("tests.parallel.commands", str(plan), PRELOAD), limit_s)
         found: list[Ended] = pickle.loads(Path(name, "ended").read_bytes())
         return found
 
@@ -152,7 +142,7 @@ def _start(number: int, command: Command, base: Path) -> _Running:
             if command.network is not None:
                 _move_to(command.network)
             if command.fault is not None:
-                _plant(command.fault)
+                plant(command.fault)
             code = _agent(command, folder) if command.ranks else _command(command.words)
         finally:
             sys.stdout.flush()
@@ -239,69 +229,6 @@ def _alive(pid: int) -> bool:
         return False
 
 
-# -- faults -----------------------------------------------------------------------------------------------------------
-def _plant(fault: Fault) -> None:
-    from complete_verifier.driver import instance
-
-    kind: Any = instance._Run
-    right, act = getattr(kind, fault.at), globals()[fault.what]
-
-    def wrong(self: Any, *arguments: Any, **named: Any) -> Any:
-        attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-        here = fault.rank in (None, self.context.rank)
-        if here and fault.attempt in (None, attempt):
-            self.context.at(f"fault in {fault.at}")
-            act()
-        return right(self, *arguments, **named)
-
-    setattr(kind, fault.at, wrong)
-
-
-def sleep() -> None:
-    """Hangs where signals are taken."""
-    while True:
-        time.sleep(1)
-
-
-def block() -> None:
-    """Hangs where no exception of a signal's handler comes through, as in a collective or on a device."""
-    mutex = (ctypes.c_byte * 64)()
-    lock = ctypes.CDLL(None).pthread_mutex_lock
-    lock(ctypes.byref(mutex))
-    lock(ctypes.byref(mutex))  # never comes back, not for a signal either
-
-
-def kill() -> None:
-    time.sleep(_SEEN_S)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def kill_second() -> None:
-    """Rank 1 is killed while the others are at work by themselves."""
-    if os.environ["RANK"] == "1":
-        kill()
-    sleep()
-
-
-def vanish() -> None:
-    time.sleep(_SEEN_S)
-    os._exit(7)
-
-
-def no_memory() -> None:
-    import torch
-
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-
-
-def wrong() -> None:
-    raise ZeroDivisionError("planted")
-
-
-def no_library() -> None:
-    importlib.import_module("no_such_library")
-
-
 # -- in place of torchrun ---------------------------------------------------------------------------------------------
 def _agent(command: Command, folder: Path) -> int:
     """Ranks as `torchrun` has them, started anew as often as asked; 0, or 1 if one failed in the end."""
@@ -363,6 +290,3 @@ def _rank(command: Command, rank: int, port: int, attempt: int) -> int:
         sys.stderr.flush()
         os._exit(code)
 
-
-if __name__ == "__main__":
-    importlib.import_module("tests.parallel.commands").main(Path(sys.argv[1]))  # what it pickles is not `__main__`'s

@@ -26,18 +26,21 @@ from auto_LiRPA.parallel.whole import whole
 from auto_LiRPA.values import Box
 from complete_verifier.bab import bounding, schedule_synchronous
 from complete_verifier.bab import search as searching
+from complete_verifier.bab.agreement import Agreed
 from complete_verifier.bab.checkpoint import Checkpoint, CheckpointWriter, Fingerprint
 from complete_verifier.bab.checkpoint_root import root_result, root_tensors
 from complete_verifier.bab.domains import Domains
-from complete_verifier.bab.expansion import Expanded, Expander, Share
+from complete_verifier.bab.expansion import Expander
 from complete_verifier.bab.keeper import Keeper
 from complete_verifier.bab.refine import RefineSettings, can_refine, refine_boxes
 from complete_verifier.bab.relu_bounding import ReluBounder
+from complete_verifier.bab.rounds import Rounds
 from complete_verifier.bab.schedule import Work
 from complete_verifier.bab.schedule_free import FreeRunning
 from complete_verifier.bab.search import ascent_settings, search
 from complete_verifier.bab.settings import BabProgress, BabSettings, Tiling
 from complete_verifier.bab.store import DomainStore
+from complete_verifier.bab.subproblems import Expanded, Share
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.problem import Clauses, Clock, Problem
 from tests.bab.problems import BOUNDS
@@ -87,6 +90,8 @@ class Trace:
     candidates: list[np.ndarray] = field(default_factory=list)
     stored: int = 0  # bytes of open domains, all rounds added up
     idle: int = 0
+    told: int = 0  # candidates that it was asked to confirm
+    ahead: int = 0  # rounds that began before the last one was known
     collectives: dict[str, int] = field(default_factory=dict)
     resumed: list[int] = field(default_factory=list)  # ids of the checkpoint that it went on from
     boxes: list[Tensor] = field(default_factory=list)  # lower and upper bounds of hidden neurons after refinement
@@ -123,6 +128,9 @@ def _searched(run: Run) -> Trace:
 
         def confirm(x: np.ndarray) -> bool:
             spec = problem.clauses
+            trace.told += 1
+            if run.plant == stumbles_on_one.__name__:
+                return True
             y = evaluate(run.question.graph, torch.as_tensor(x).unsqueeze(0).to(spec.c))[0].flatten()
             found = bool(((spec.c @ y <= spec.rhs + 1e-5).all(1)).any())
             if found:
@@ -176,7 +184,7 @@ def _recorded(trace: Trace) -> Iterator[None]:
     status = searching._Search._status
     expanded = [0]
 
-    def noted(self: Expander, parts: Sequence[Expanded]) -> Share:
+    def noted(self: Expander, parts: Sequence[Expanded[Domains]]) -> Share[Domains]:
         trace.idle += expanded[0] - len(parts)
         expanded[0] = 0
         for part in parts:
@@ -187,7 +195,7 @@ def _recorded(trace: Trace) -> Iterator[None]:
             trace.numbers = tuple(torch.cat(both) for both in zip(before, rows, strict=True))
         return sorted_out(self, parts)
 
-    def counted(self: Expander, *given: Any) -> Expanded:
+    def counted(self: Expander, *given: Any) -> Expanded[Domains]:
         expanded[0] += 1
         return expand(self, *given)
 
@@ -195,8 +203,15 @@ def _recorded(trace: Trace) -> Iterator[None]:
         trace.stored += store.bytes()
         return status(self, store, *given)
 
+    hear = Rounds._hear
+
+    def heard(self: Rounds[Any], *given: Any) -> Agreed:
+        found = hear(self, *given)
+        trace.ahead += self._flying is not None
+        return found
+
     with mock.patch.multiple(Expander, sorted_out=noted, expand=counted):
-        with mock.patch.object(searching._Search, "_status", weighed):
+        with mock.patch.object(searching._Search, "_status", weighed), mock.patch.object(Rounds, "_hear", heard):
             yield
 
 
@@ -206,7 +221,7 @@ def skips_a_domain(context: DistributedContext) -> Iterator[None]:
     """The last rank leaves one of its parents out."""
     run = FreeRunning.run
 
-    def careless(self: FreeRunning, work: Work, first_id: int, number: int) -> Share:
+    def careless(self: FreeRunning[Domains], work: Work[Domains], first_id: int, number: int) -> Share[Domains]:
         if context.rank == context.world_size - 1 and len(work.parents) > 1:
             work = Work(work.own, work.parents.pick(torch.arange(1, len(work.parents))))
         return run(self, work, first_id, number)
@@ -232,6 +247,39 @@ def doubles_a_domain(context: DistributedContext) -> Iterator[None]:
         store.add(kept, kept.lower)
 
     with mock.patch.object(Group, "send", careless), mock.patch.object(DomainStore, "take", noted):
+        yield
+
+
+@contextmanager
+def stumbles_on_one(context: DistributedContext) -> Iterator[None]:
+    """No fault: the last rank finds a counterexample (it says) in the twelfth round, and has nothing to do after it."""
+    run = FreeRunning.run
+
+    def lucky(self: FreeRunning[Domains], work: Work[Domains], first_id: int, number: int) -> Share[Domains]:
+        share = run(self, work, first_id, number)
+        if context.rank == context.world_size - 1 and number >= 12:
+            assert number == 12 or len(work.parents) == 0, "a rank that has found one goes on looking"
+            share.candidate = np.zeros(1) if number == 12 else None
+        return share
+
+    with mock.patch.object(FreeRunning, "run", lucky):
+        yield
+
+
+@contextmanager
+def a_twin_strays(context: DistributedContext) -> Iterator[None]:
+    """The last rank takes another child for open than the rank that has the same queue: as many, but not the same."""
+    sorted_out = Expander.sorted_out
+
+    def careless(self: Expander, parts: Any) -> Any:
+        share = sorted_out(self, parts)
+        if context.rank == context.world_size - 1 and share.left is not None:
+            ids = share.left.id.clone()
+            ids[0] += 1000
+            share.left = replace(share.left, id=ids)
+        return share
+
+    with mock.patch.object(Expander, "sorted_out", careless):
         yield
 
 

@@ -1,6 +1,4 @@
-"""The process that ranks are forked from: it imports what they need once. Started by `tests.parallel.launching`.
-
-    python -m tests.parallel.fork_ranks PLAN
+"""The process that ranks of some launches are forked from: a job of `tests.parallel.zygote`, for `launching`.
 
 Torch is imported and not used before the fork: no thread of it runs yet, so each child starts clean in milliseconds.
 """
@@ -119,6 +117,3 @@ def _work(launch: Launch, rank: int, folder: Path, function: Callable[[Any], Any
     half.rename(folder / f"rank{rank}.pt")
     return 0
 
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
+from tests.parallel.zygote import Job, zygote_of
 from tests.support import ROOT
 
 T = TypeVar("T")
@@ -98,7 +99,7 @@ def run_ranks(
 
 
 def launch(launches: Sequence[Launch], parent_env: Mapping[str, str | None] | None = None) -> list[Outcome]:
-    """Run launches one after the other, all forked from one process that imports their modules once.
+    """Run launches one after the other, all forked from one process that has imported their modules (`zygote`).
 
     Args:
         parent_env: changes to the environment that torch is imported in; None removes a variable.
@@ -110,8 +111,8 @@ def launch(launches: Sequence[Launch], parent_env: Mapping[str, str | None] | No
         plan = Path(name, "plan")
         plan.write_bytes(pickle.dumps(list(zip(launches, folders, strict=True))))
         limit = IMPORT_S + sum(one.timeout_s + 1 for one in launches)
-        done = run_tree([sys.executable, "-m", "tests.parallel.fork_ranks", str(plan)], limit, parent_env)
-        assert done.code == 0, f"the ranks could not be started (exit code {done.code}):\n{done.output[-4000:]}"
+        modules = sorted({one.function.partition(":")[0] for one in launches})
+        run_job(Job("tests.parallel.fork_ranks", str(plan), modules), limit, parent_env)
         return [_outcome(one, folder) for one, folder in zip(launches, folders, strict=True)]
 
 
@@ -145,12 +146,7 @@ def run_tree(
 
     For torchrun and `abcrown --nproc` too, whose workers leave the process group.
     """
-    merged = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    for key, value in (env or {}).items():
-        if value is None:
-            merged.pop(key, None)
-        else:
-            merged[key] = value
+    merged = _merged(env)
     began = time.monotonic()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
@@ -165,6 +161,23 @@ def run_tree(
             _kill({process.pid, *descendants(process.pid)}, process)
         output.seek(0)
         return Finished(code, output.read().decode(errors="replace"), time.monotonic() - began)
+
+
+def run_job(job: Job, timeout_s: float, env: Mapping[str, str | None] | None = None) -> None:
+    """Have a job done that must not fail."""
+    code, output = zygote_of(_merged(env), ROOT).run(job, timeout_s)
+    assert code == 0, f"{job.module} ended with {code}:\n{output[-4000:]}"
+
+
+def _merged(env: Mapping[str, str | None] | None) -> dict[str, str]:
+    """This environment with changes; None removes a variable."""
+    merged = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    for key, value in (env or {}).items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = value
+    return merged
 
 
 def torchrun(

@@ -23,7 +23,7 @@ from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.settings import ParallelSettings
 from auto_LiRPA.parallel.stores import make_store
 from auto_LiRPA.values import Box
-from complete_verifier.bab import schedule_synchronous
+from complete_verifier.bab import nonlinear_search, schedule_synchronous
 from complete_verifier.bab import search as searching
 from complete_verifier.bab.domains import Domains
 from complete_verifier.bab.settings import BabSettings
@@ -55,6 +55,7 @@ SEARCHES = {
     "mlp": Searched(0.17, 0.5, 12, 5, "kfsb"),
     "cnn": Searched(0.12, 0.4, 3, 7, "babsr"),
     "residual": Searched(0.2, 0.5, 2, 5, "babsr"),
+    "attention": Searched(0.1, 0.63, 4, 4, "by derivative"),
 }
 BAB = BabSettings(
     batch_size=16,
@@ -253,8 +254,11 @@ def _search(graph: Graph, task: Task, context: DistributedContext) -> Found:
     found = Found()
     progress: list[tuple[int, int, int, float]] = []
     with spied_bounds(found.facts.bounded), domain_tiles(chosen.tile):
+        if task.net == "attention":  # most of the time would be the joint optimisation, which is a task of its own
+            fixed = replace(problem.bounds, alpha=replace(problem.bounds.alpha, mode="fixed"))
+            problem = replace(problem, bounds=fixed)
         start = run_incomplete(problem, IncompleteSettings())
-        result = searching.search(
+        result = (nonlinear_search.nonlinear_search if task.net == "attention" else searching.search)(
             problem,
             start,
             replace(BAB, max_iterations=chosen.rounds, method=chosen.method),
@@ -277,7 +281,8 @@ def domain_tiles(children: int) -> Iterator[None]:
     """Within: synchronous rounds are cut into jobs of at most so many children."""
     with patch.object(searching, "SYNCHRONOUS_TILE", children):
         with patch.object(schedule_synchronous, "SYNCHRONOUS_TILE", children):
-            yield
+            with patch.object(nonlinear_search, "JOB_CHILDREN", children):
+                yield
 
 
 @contextmanager

@@ -13,9 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from auto_LiRPA.graph.ir import Graph
-from auto_LiRPA.operators.arithmetic import Add
+from auto_LiRPA.operators.arithmetic import Add, Affine
+from auto_LiRPA.operators.bilinear import MatMul, Mul
 from auto_LiRPA.operators.conv import Conv
-from auto_LiRPA.operators.shape import Reshape
+from auto_LiRPA.operators.exponential import Exp, Reciprocal
+from auto_LiRPA.operators.linear import Linear
+from auto_LiRPA.operators.reduce import ReduceSum
+from auto_LiRPA.operators.shape import Reshape, Transpose
+from auto_LiRPA.operators.softmax import Differences, PairSoftmax, pair_count
 from auto_LiRPA.parallel.store import ParameterStore
 from tests.nets import Builder, dense_layers
 
@@ -98,7 +103,46 @@ def _residual(store: ParameterStore, dtype: torch.dtype) -> Graph:
     return build.graph()
 
 
-NETS = {"mlp": Net(_mlp, 3, 0.5), "cnn": Net(_cnn, 8, 0.5), "residual": Net(_residual, 7, 0.7)}
+def _attention(store: ParameterStore, dtype: torch.dtype) -> Graph:
+    """One attention head of two tokens, a ReLU layer (a pair under tp), a gate: products, softmax, exp, a quotient."""
+    tokens, width = 2, OUTPUTS
+    build = _Builder((6,), store, dtype, 400)
+    shape, turned, scores = (tokens, width), (width, tokens), (tokens, tokens)
+
+    def dense(source: int) -> int:
+        build.seed += 1
+        layer = dense_layers([width, width], build.seed, dtype)[0]
+        return build.add(Linear(store.place(layer.weight), layer.bias), (source,), shape)
+
+    x = build.add(Reshape((tokens * width,), shape), (build.linear(0, tokens * width),), shape)
+    keys = build.add(Transpose((1, 0)), (dense(x),), turned)
+    product = build.add(MatMul(), (dense(x), keys), scores)
+    differences = build.add(Differences(tokens), (product,), (tokens, pair_count(tokens)))
+    shares = build.add(PairSoftmax(tokens), (differences,), scores)
+    mixed = build.add(MatMul(averages=True), (shares, dense(x)), shape)
+    middle = build.add(Add(), (dense(mixed), x), shape)
+    hidden = build.add(Add(), (dense(build.relu(dense(middle))), middle), shape)
+    grown = build.add(Exp(), (build.add(Affine(torch.tensor(0.2, dtype=dtype), None), (hidden,), shape),), shape)
+    one = torch.tensor(1.0, dtype=dtype)
+    total = build.add(ReduceSum((1,), False, shape), (grown,), (tokens,))
+    weight = build.add(Reciprocal(), (build.add(Affine(None, one), (total,), (tokens,)),), (tokens,))
+    column = build.add(Reshape((tokens,), (tokens, 1)), (weight,), (tokens, 1))
+    wide = (tokens, tokens * width)
+    row = build.add(Reshape((tokens * width,), (1, tokens * width)), (build.flat(grown),), (1, tokens * width))
+    gate = build.add(ReduceSum((0,), False, wide), (build.add(MatMul(), (column, row), wide),), (tokens * width,))
+    product = build.add(Mul(), (build.flat(hidden), gate), (tokens * width,))
+    build.linear(product, OUTPUTS)
+    return build.graph()
+
+
+NETS = {
+    "mlp": Net(_mlp, 3, 0.5),
+    "cnn": Net(_cnn, 8, 0.5),
+    "residual": Net(_residual, 7, 0.7),
+    "attention": Net(_attention, 4, 0.1),
+}
+# those without other nonlinear nodes
+RELU_NETS = ("mlp", "cnn", "residual")
 
 
 def center(name: str, graph: Graph, dtype: torch.dtype, batch: int = 1) -> Tensor:

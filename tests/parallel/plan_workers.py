@@ -31,13 +31,13 @@ from complete_verifier.bab_parallel import gather_result_dict, scatter_domain_di
 from complete_verifier.config import load_config
 from complete_verifier.driver.contexts import make_context
 from tests.nets import Builder, dense_layers
-from tests.parallel.networks import BLOCK_MIB, NETS, Held, center
+from tests.parallel.networks import BLOCK_MIB, NETS, RELU_NETS, Held, center
 
 
 def traffic(settings: ParallelSettings) -> dict[str, dict[str, Any]]:
     """By network: bytes and calls by kind, and bytes of this rank's weights."""
     context = DistributedContext.from_env(settings)
-    found = {name: _one(context, name) for name in NETS}
+    found = {name: _one(context, name) for name in RELU_NETS}
     context.close()
     return found
 

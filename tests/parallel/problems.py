@@ -24,19 +24,22 @@ class Problems:
     easy: tuple[str, str]
     searched: tuple[str, str]  # some ten rounds of branch and bound
     endless: tuple[str, str]
+    violated: tuple[str, str]  # by every input
 
     @classmethod
     def make(cls, folder: Path) -> Problems:
-        for name in ("easy", "searched", "endless", "out"):
+        for name in ("easy", "searched", "endless", "violated", "out"):
             (folder / name).mkdir()
         easy = _below(folder / "easy", [3, 8, 8, 2], -99.0)
-        return cls(folder, easy, _below(folder / "searched", [3, 16, 16, 2], -1.5578), hopeless(folder / "endless"))
+        searched = _below(folder / "searched", [3, 16, 16, 2], -1.5578)
+        violated = _below(folder / "violated", [3, 8, 8, 2], 99.0)
+        return cls(folder, easy, searched, hopeless(folder / "endless"), violated)
 
     @classmethod
     def names_only(cls) -> Problems:
         """For the names of cases, which are known before any file is."""
         nothing = ("", "")
-        return cls(Path("nowhere"), nothing, nothing, nothing)
+        return cls(Path("nowhere"), nothing, nothing, nothing, nothing)
 
     def words(self, name: str, *more: str, files: tuple[str, str] | None = None) -> tuple[str, ...]:
         """A command line that writes to ``NAME.txt``; ``files``: the easy ones."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
+from unittest import mock
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from auto_LiRPA.graph.run import evaluate
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.settings import ParallelSettings
 from auto_LiRPA.values import Region
+from complete_verifier.bab.agreement import Agreed
+from complete_verifier.bab.rounds import Rounds
 from complete_verifier.bab.search import search
 from complete_verifier.bab.settings import BabResult, BabSettings
 from complete_verifier.incomplete.settings import IncompleteSettings
@@ -91,6 +94,7 @@ class Ended:
     rounds: int
     visited: int
     confirmed: int  # calls with a counterexample that was one
+    ahead: int  # rounds that began before the last one was known
 
 
 def run(case: Case) -> list[Ended]:
@@ -131,7 +135,15 @@ def _search(setting: Setting, question: Question, number: int, context: Distribu
     start = run_incomplete(problem, IncompleteSettings(method="crown"))
     late = replace(problem, clock=Clock(time.monotonic(), seconds))
     settings = replace(SETTINGS, synchronous=setting.synchronous, batch_size=1 if hurried else SETTINGS.batch_size)
-    found: BabResult = search(late, start, settings, on_candidate=confirm)
+    ahead, hear = [0], Rounds._hear
+
+    def heard(self: Rounds[Any], *given: Any) -> Agreed:
+        known = hear(self, *given)
+        ahead[0] += self._flying is not None
+        return known
+
+    with mock.patch.object(Rounds, "_hear", heard):
+        found: BabResult = search(late, start, settings, on_candidate=confirm)
     return Ended(
-        setting, number, found.closed, found.stopped_by, found.rounds, found.domains_visited, confirmed[0]
+        setting, number, found.closed, found.stopped_by, found.rounds, found.domains_visited, confirmed[0], ahead[0]
     )

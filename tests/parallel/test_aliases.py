@@ -19,16 +19,20 @@ from auto_LiRPA.operators.tensor_parallel import BoundLinearTP_Col, BoundLinearT
 from auto_LiRPA.parallel.existing import existing_context
 from auto_LiRPA.tp_utils import tp_shard_bounded_module
 from complete_verifier.bab_parallel import gather_result_dict, scatter_domain_dict
-from tests.parallel.launching import Launch, launch
+from tests.parallel.launching import Launch, launch, once
 from tests.parallel.plan_workers import held
 from tests.support import ROOT, shared_dir
 
 
 @pytest.fixture(scope="module")
-def ranks() -> dict[int, list[Any]]:
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Any]]:
     """By number of ranks, what each found: one launch."""
-    found = launch([Launch(size, "tests.parallel.plan_workers:aliases") for size in (1, 2, 3)])
-    return {size: one.checked() for size, one in zip((1, 2, 3), found, strict=True)}
+
+    def make() -> dict[int, list[Any]]:
+        found = launch([Launch(size, "tests.parallel.plan_workers:aliases") for size in (1, 2, 3)])
+        return {size: one.checked() for size, one in zip((1, 2, 3), found, strict=True)}
+
+    return once(tmp_path_factory, "aliases", make)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

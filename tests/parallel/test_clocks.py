@@ -27,15 +27,9 @@ def test_bounds_are_the_same_on_both_ranks(found: list[dict[str, Any]], mode: st
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_splits_of_curves_end_together(found: list[dict[str, Any]]) -> None:
-    """Each pass fetches weights, so the ranks have to have the same tree and leave it in the same round."""
-    ours, theirs = (rank["fsdp nonlinear"] for rank in found)
+@pytest.mark.parametrize("mode", ["fsdp", "tp"])
+def test_splits_of_curves_end_together(found: list[dict[str, Any]], mode: str) -> None:
+    """Ranks that search the same queue have the same tree, and leave it in the same round."""
+    ours, theirs = (rank[f"{mode} nonlinear"] for rank in found)
     assert ours == theirs
     assert ours[:2] == (False, "time limit")
-
-
-def test_splits_of_curves_under_tensor_parallelism(found: list[dict[str, Any]]) -> None:
-    """They are made with whole weights, by every rank for itself: the clock ends the last one's alone."""
-    ours, theirs = (rank["tp nonlinear"] for rank in found)
-    assert theirs[:2] == (False, "time limit")
-    assert ours[3] > theirs[3]

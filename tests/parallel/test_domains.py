@@ -53,6 +53,7 @@ def free() -> list[Run]:
         Run("free closed", question("cnn", 27), replace(FREE, method="babsr")),
         Run("free limit", question("cnn", 17), replace(FREE, max_iterations=3)),
         Run("free tiny", question("residual", 4), replace(FREE, batch_size=1, min_batch_ratio=0.0)),
+        Run("free ahead", question("residual", 45), replace(FREE, batch_size=2, min_batch_ratio=0.0)),
     ]
 
 
@@ -61,6 +62,7 @@ EXPECTED = {
     "free closed": CLOSED,
     "free limit": (False, "round limit 3"),
     "free tiny": CLOSED,
+    "free ahead": CLOSED,
 }
 
 
@@ -145,26 +147,57 @@ def test_free_running_verdicts(traces: dict[int, list[dict[str, Trace]]], ranks:
             assert min(len(trace.ids) for trace in mine) > 0.5 * len(ids) / ranks
 
 
+@pytest.mark.parametrize("ranks", RANKS)
+def test_ranks_with_full_queues_do_not_wait(traces: dict[int, list[dict[str, Trace]]], ranks: int) -> None:
+    """Most rounds begin before the last one is known, the same ones on every rank; never where weights are shared."""
+    for name in ("free ahead", "free tiny, sharded weights"):
+        ahead = [(trace.ahead, trace.result[3]) for rank in traces[ranks] for key, trace in rank.items() if key == name]
+        assert len(set(ahead)) <= 1
+        for count, rounds in ahead:
+            assert count > rounds / 3 if ranks > 1 and name == "free ahead" else count == 0, (name, count, rounds)
+
+
+def test_a_counterexample_ends_all_though_they_do_not_wait() -> None:
+    """In the middle of rounds that nobody waits for: all stop at the same one, and every other rank is told."""
+    ahead = replace(FREE, batch_size=2, min_batch_ratio=0.0, record_ledger=False)
+    run = Run("run", question("residual", 45), ahead, SHARDED, plant="stumbles_on_one")
+    (found,) = (one.checked() for one in outcomes(3, run))
+    traces = [rank["run"] for rank in found]
+    assert all(trace.result == traces[0].result and trace.result[:2] == FOUND for trace in traces), traces
+    assert traces[0].result[3] == 13, "all hear of the twelfth round at the end of the next one"
+    assert all(trace.ahead > 1 for trace in traces)
+    assert [trace.told for trace in traces] == [1, 1, 0]
+
+
 def outcomes(size: int, *runs: Run, timeout_s: float = 60.0) -> list[Outcome]:
     """Each run in processes of its own, all forked from one."""
     return launch([Launch(size, WORKER, [run], timeout_s=timeout_s) for run in runs])
 
 
 def test_faults_are_noticed() -> None:
-    """A domain that is left out, one that two ranks have, a rank that does not make the passes others wait for."""
+    """A domain that is left out, one that two ranks have, a rank that does not make the passes others wait for.
+
+    And a rank that strays from the one that searches the same part: without a word they would wait for each other.
+    """
     base = Run("run", question("residual", 45), FREE, SHARDED)
+    ahead = replace(base, settings=replace(FREE, batch_size=2, min_batch_ratio=0.0))
     tiny = Run("run", question("residual", 4), replace(FREE, batch_size=1, min_batch_ratio=0.0), WITH_WEIGHTS)
-    skipped, doubled, idle = outcomes(
+    twins = {**WITH_WEIGHTS, "domains": "replicate", "rows": "replicate"}
+    skipped, late, doubled, idle, strayed = outcomes(
         2,
         replace(base, plant="skips_a_domain"),
+        replace(ahead, plant="skips_a_domain"),
         replace(base, plant="doubles_a_domain"),
         replace(tiny, plant="is_not_idle"),
+        replace(base, plant="a_twin_strays", parallel=twins),
         timeout_s=20,
     )
-    for one in (skipped, doubled):
+    for one in (skipped, late, doubled):
         assert not one.ok
         assert all("domains were lost or doubled" in log for log in one.logs), one.told()
     assert not idle.ok
+    assert not strayed.ok
+    assert all("ranks 0 and 1 search the same sub-problems" in log for log in strayed.logs), strayed.told()
 
 
 def test_one_rank_without_memory_or_time_ends_or_slows_all() -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
+from pathlib import Path
 
 import pytest
 
-from tests.parallel.launching import Launch, Outcome, launch
+from tests.parallel.launching import Launch, Outcome, descendants, launch
+from tests.parallel.zygote import Job, zygote_of
+from tests.support import ROOT
 
 WORKERS = "tests.parallel.workers"
 
@@ -21,7 +25,7 @@ def outcomes() -> dict[str, Outcome]:
         Launch(2, f"{WORKERS}:hangs", 1, timeout_s=4),
         Launch(2, f"{WORKERS}:fails", 0, grace_s=0.5),
     ]
-    return dict(zip(names, launch(launches, {"LAUNCH_MARK": str(os.getpid())}), strict=True))
+    return dict(zip(names, launch(launches, {"LAUNCH_MARK": "1"}), strict=True))
 
 
 @pytest.mark.parametrize(("name", "size", "case"), [("one", 1, "a"), ("three", 3, "b")])
@@ -47,14 +51,27 @@ def test_a_rank_that_fails_ends_the_others(outcomes: dict[str, Outcome]) -> None
         found.checked()
 
 
-def test_nothing_is_left(outcomes: dict[str, Outcome]) -> None:
-    mark = f"LAUNCH_MARK={os.getpid()}".encode()
-    alive = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                if mark in file.read().split(b"\0"):
-                    alive.append(pid)
-        except OSError:
-            continue
-    assert not alive
+def test_nothing_is_left_and_jobs_end_in_time(outcomes: dict[str, Outcome], tmp_path: Path) -> None:
+    """What imports for all of them stays, without children; a job that hangs dies with what it started."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "LAUNCH_MARK": "2"}
+    zygote = zygote_of(env, ROOT)
+    began = time.monotonic()
+    note = tmp_path / "pids"
+    code, _ = zygote.run(Job(WORKERS, str(note)), 2.0)
+    assert code is None and not zygote.alive
+    assert time.monotonic() - began < 60
+    pids = [int(pid) for pid in note.read_text().split()]
+    assert len(pids) == 2 and not any(_runs(pid) for pid in pids)
+    another = zygote_of(env, ROOT)
+    assert another.alive
+    code, output = another.run(Job("tests.parallel.no_such_module", ""), 30.0)
+    assert code == 1 and "ModuleNotFoundError" in output
+    assert not descendants(another.pid)
+    another.close()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False

@@ -15,6 +15,7 @@ import torch
 from tests.parallel.launching import Launch, Outcome, launch, once, torchrun
 from tests.parallel.matrix import BOUND_KINDS, Facts, Found, Kind, Layout, Task
 from tests.parallel.networks import NETS
+from tests.parallel.torchrun_matrix import TASKS
 
 RANKS = (1, 2, 3, 4)
 MORE = (2, 3, 4)
@@ -40,6 +41,15 @@ CLOSE = (
     Layout("mesh tp+rows", "tp", (4,), rows="shard", mesh={"weights": 2, "rows": 2}),
     Layout("mesh tp+domains", "tp", (4,), domains="shard", mesh={"weights": 2, "domains": 2}),
 )
+# The short form's tasks on the network with attention, at two ranks and at three.
+ATTENTION: dict[str, tuple[tuple[Kind, ...], tuple[Kind, ...]]] = {
+    "fsdp": (("ibp", "crown", "fixed"), ()),
+    "rows": (("crown",), ("fixed", "keep")),
+    "fsdp+rows": (("keep",), ("crown",)),
+    "domains": ((), ("bab",)),
+    "fsdp+domains": (("bab",), ("bab",)),
+    "tp": (("crown",), ()),
+}
 # What is not there yet, by name of the line: its reason.
 DOUBLE_KINDS: tuple[Kind, ...] = ("crown", "keep")  # of tensor parallelism, in float64
 MISSING: dict[str, str] = {}
@@ -59,10 +69,18 @@ def tasks_of(layout: Layout, ranks: int, full: bool) -> list[Task]:
         bounds += [Task(net, kind, torch.float64) for net in NETS for kind in DOUBLE_KINDS]
     if full:
         return bounds + searches
-    return [task for task in bounds if _in_short_form(layout, ranks, task)] + searches[: _searches(layout, ranks)]
+    short = [task for task in bounds if _in_short_form(layout, ranks, task)] + searches[: _searches(layout, ranks)]
+    return short + _attention(layout, ranks)
+
+
+def _attention(layout: Layout, ranks: int) -> list[Task]:
+    two, three = ATTENTION.get(layout.name, ((), ()))
+    return [Task("attention", kind) for kind in {2: two, 3: three}.get(ranks, ())]
 
 
 def _in_short_form(layout: Layout, ranks: int, task: Task) -> bool:
+    if task.net == "attention":
+        return False
     if task.dtype == torch.float64:
         return ranks == 2 or task.net == "mlp"
     if layout.rows == "replicate" and layout.mode == "fsdp":  # every rank makes every pass, and every gather
@@ -83,10 +101,10 @@ def _searches(layout: Layout, ranks: int) -> int:
     return 2 if ranks == 2 and layout.name == "fsdp+domains" else 1
 
 
-def reference_tasks() -> list[Task]:
-    """Everything once."""
-    singles = [Task(net, kind) for net in NETS for kind in (*BOUND_KINDS, "bab")]
-    return singles + [Task(net, kind, torch.float64) for net in NETS for kind in DOUBLE_KINDS]
+def reference_tasks(full: bool) -> list[Task]:
+    """Once what any line is compared with."""
+    tasks = [task for ranks in RANKS for _, tasks in lines(ranks, full) for task in tasks]
+    return list(dict.fromkeys((*tasks, *TASKS)))
 
 
 def lines(ranks: int, full: bool) -> list[tuple[Layout, list[Task]]]:
@@ -109,7 +127,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, count: Callable[[int, int
     limit = 1200.0 if full else 400.0
 
     def make() -> dict[int, Outcome]:
-        reference = launch([Launch(1, RUN, (60.0, [(SINGLE, reference_tasks())]))], {"OMP_NUM_THREADS": None})
+        reference = launch([Launch(1, RUN, (60.0, [(SINGLE, reference_tasks(full))]))], {"OMP_NUM_THREADS": None})
         several = [Launch(p, RUN, (limit, lines(p, full)), timeout_s=limit + 30) for p in RANKS]
         ranks = launch(several, {"OMP_NUM_THREADS": "1"})
         return dict(zip((0, *RANKS), (*reference, *ranks), strict=True))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper, save_model
 
-from tests.parallel.launching import Launch, launch
+from tests.parallel.launching import Launch, launch, once
 from tests.parallel.store_checks import BLOCK_MIB, CHECKS, numbers
 
 SIZES = (1, 2, 3)
@@ -64,6 +64,10 @@ def with_constants(path: Path) -> Path:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, str]]]:
     """What every rank of every number of ranks found."""
+    return once(tmp_path_factory, "stores", lambda: _results(tmp_path_factory))
+
+
+def _results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, str]]]:
     folder = tmp_path_factory.mktemp("nets")
     layers = [(numbers((WIDTH, WIDTH), i), numbers((WIDTH,), i)) for i in range(4)]
     broken = [(weight.clone(), bias) for weight, bias in layers]

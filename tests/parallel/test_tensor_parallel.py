@@ -23,7 +23,10 @@ from auto_LiRPA.parallel.settings import ParallelSettings
 from auto_LiRPA.parallel.store import LocalStore
 from tests.nets import dense_layers, mlp
 from tests.parallel.launching import Launch, launch, once
-from tests.parallel.tp_workers import FAULTS, NETS, Case, Layers, SearchCase, Way
+from tests.parallel.tp_faults import FAULTS
+from tests.parallel.tp_networks import NETS, Layers
+from tests.parallel.tp_search_workers import SearchCase
+from tests.parallel.tp_workers import Case, Way
 from tests.support import shared_dir
 
 TIGHT, ALPHA, DOUBLE = 1e-5, 1e-4, 1e-9
@@ -47,13 +50,13 @@ SEARCHES = (SearchCase("mlp2", 0.3, 0.3, 3), SearchCase("elementwise", 0.3, 0.2,
 def _all() -> dict[str, Any]:
     """One start of the imports for everything that needs ranks."""
     found: dict[str, Any] = {}
-    worker = "tests.parallel.tp_workers"
+    worker, searched = "tests.parallel.tp_workers", "tests.parallel.tp_search_workers:searched"
     plan = {name: Launch(ranks, f"{worker}:compare", case, timeout_s=150) for name, (ranks, case) in CASES.items()}
-    plan["search"] = Launch(3, f"{worker}:searched", (SEARCHES, ()), timeout_s=150)
+    plan["search"] = Launch(3, searched, (SEARCHES, ()), timeout_s=150)
     mesh = (("weights", 2), ("domains", 2))
-    plan["search on a mesh"] = Launch(4, f"{worker}:searched", (SEARCHES[:1], mesh), timeout_s=150)
+    plan["search on a mesh"] = Launch(4, searched, (SEARCHES[:1], mesh), timeout_s=150)
     plan["module"] = Launch(3, f"{worker}:module", None, timeout_s=150)
-    plan["faults"] = Launch(3, f"{worker}:mutated", None, timeout_s=150)
+    plan["faults"] = Launch(3, "tests.parallel.tp_faults:mutated", None, timeout_s=150)
     for name, outcome in zip(plan, launch(list(plan.values())), strict=True):
         found[name] = outcome.checked()
     return found

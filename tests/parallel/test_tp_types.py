@@ -35,7 +35,7 @@ from auto_LiRPA.parallel.groups import Group
 from auto_LiRPA.parallel.settings import ParallelSettings
 from auto_LiRPA.values import Box, Interval
 from tests.parallel.patches import replaced_everywhere
-from tests.parallel.tp_workers import NETS, question, rows
+from tests.parallel.tp_networks import NETS, question, rows
 
 spmd = pytest.importorskip("spmd_types", reason="spmd_types is not installed (a development dependency)")
 SIZE = 2

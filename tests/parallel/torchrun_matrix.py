@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 
 from tests.parallel.matrix import Layout, Task, run
-from tests.parallel.networks import NETS
+from tests.parallel.networks import RELU_NETS
 
 LAYOUTS = (
     Layout("rows", "single", (2,), rows="shard"),
     Layout("fsdp+rows+domains", "fsdp", (2,), rows="shard", domains="shard"),
 )
+TASKS = tuple(Task(net, kind) for net in RELU_NETS for kind in ("crown", "keep"))
 
 
 def main(folder: Path) -> None:
     """Compute and write this rank's results."""
-    tasks = [Task(net, kind) for net in NETS for kind in ("crown", "keep")]
-    torch.save(run((90.0, [(layout, tasks) for layout in LAYOUTS])), folder / f"{os.environ['RANK']}.pt")
+    torch.save(run((90.0, [(layout, list(TASKS)) for layout in LAYOUTS])), folder / f"{os.environ['RANK']}.pt")
 
 
 if __name__ == "__main__":

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -18,30 +13,17 @@ from torch import Tensor, nn
 from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm, load_onnx
 from auto_LiRPA.bounds.methods import Method, Query, compute
 from auto_LiRPA.bounds.settings import AlphaSettings, BoundSettings
-from auto_LiRPA.errors import ContractError, UserError
+from auto_LiRPA.errors import UserError
 from auto_LiRPA.graph.ir import Graph
-from auto_LiRPA.graph.placements import Spread
 from auto_LiRPA.graph.reassembly import whole_graph
 from auto_LiRPA.graph.run import evaluate
 from auto_LiRPA.graph.tensor_parallel import tensor_parallel
-from auto_LiRPA.operators import parallel_maps
-from auto_LiRPA.operators.arithmetic import Add, Affine
-from auto_LiRPA.operators.conv import Conv
-from auto_LiRPA.operators.linear import Linear
-from auto_LiRPA.operators.pooling import AveragePool, MaxPool
-from auto_LiRPA.operators.shape import Reshape
-from auto_LiRPA.operators.smooth import Sigmoid
 from auto_LiRPA.parallel.context import DistributedContext
-from auto_LiRPA.parallel.groups import Group
 from auto_LiRPA.parallel.numerics import full_precision
 from auto_LiRPA.parallel.settings import ParallelSettings
-from auto_LiRPA.values import Box, Interval, LpBall
-from complete_verifier.bab.search import search
-from complete_verifier.bab.settings import BabSettings
-from complete_verifier.incomplete.settings import IncompleteSettings
-from complete_verifier.incomplete.stage import run_incomplete
-from complete_verifier.problem import Clauses, Clock, Problem
-from tests.nets import Builder, dense_layers
+from auto_LiRPA.values import Box
+from tests.nets import dense_layers
+from tests.parallel.tp_networks import NETS, question, rows
 
 Way = Literal["ibp", "crown-ibp", "crown", "forward", "fixed", "stream", "keep"]
 METHODS = {
@@ -54,130 +36,6 @@ METHODS = {
     "keep": Method.ALPHA_CROWN,
 }
 TILE_ROWS = 7
-BAB = BabSettings(
-    batch_size=8,
-    min_batch_ratio=1.0,
-    iterations=4,
-    lr_alpha=0.1,
-    lr_beta=0.1,
-    synchronous=True,
-    auto_enlarge=False,
-    pruning_in_iteration=False,
-    half_variables=False,
-)
-
-
-class Layers(Builder):
-    """Random layers one after the other."""
-
-    def __init__(self, input_shape: tuple[int, ...], dtype: torch.dtype, seed: int = 5) -> None:
-        super().__init__(input_shape)
-        self.dtype, self.seed = dtype, seed
-
-    def linear(self, source: int, n_out: int) -> int:
-        self.seed += 1
-        return self.dense(dense_layers([self.nodes[source].shape[-1], n_out], self.seed, self.dtype)[0], source)
-
-    def tokens(self, source: int, n_out: int) -> int:
-        """A linear layer for every row of a matrix."""
-        self.seed += 1
-        shape = self.nodes[source].shape
-        layer = dense_layers([shape[-1], n_out], self.seed, self.dtype)[0]
-        return self.add(Linear(self.store.place(layer.weight), layer.bias), (source,), (*shape[:-1], n_out))
-
-    def conv(self, source: int, n_out: int, stride: int = 1) -> int:
-        """3 x 3 with padding 1."""
-        self.seed += 1
-        gen = torch.Generator().manual_seed(self.seed)
-        shape = self.nodes[source].shape
-        weight = torch.randn(n_out, shape[0], 3, 3, generator=gen, dtype=torch.float64) / (9 * shape[0]) ** 0.5
-        bias = 0.2 * torch.randn(n_out, generator=gen, dtype=torch.float64)
-        placed = self.store.place(weight.to(self.dtype))
-        op = Conv(placed, bias.to(self.dtype), (stride, stride), (1, 1), (1, 1), 1, shape)
-        return self.add(op, (source,), op.out_shape)
-
-    def affine(self, source: int, shape: tuple[int, ...]) -> int:
-        self.seed += 1
-        gen = torch.Generator().manual_seed(self.seed)
-        scale, shift = 0.5 + torch.rand(2, *shape, generator=gen, dtype=torch.float64)
-        return self.add(Affine(scale.to(self.dtype), shift.to(self.dtype) - 1), (source,), self.nodes[source].shape)
-
-    def flat(self, source: int) -> int:
-        shape = self.nodes[source].shape
-        size = int(torch.Size(shape).numel())
-        return self.add(Reshape(shape, (size,)), (source,), (size,))
-
-
-def _mlp(depth: int) -> Callable[[torch.dtype], Graph]:
-    def make(dtype: torch.dtype) -> Graph:
-        build = Layers((6,), dtype, depth)
-        at = 0
-        for _ in range(depth):
-            at = build.relu(build.linear(at, 11))
-        build.linear(at, 3)
-        return build.graph()
-
-    return make
-
-
-def _elementwise(dtype: torch.dtype) -> Graph:
-    """Affine maps and other functions between the weights; two branches that meet inside the zone; a zone in rows."""
-    build = Layers((6,), dtype, 30)
-    at = build.affine(build.linear(0, 11), (11,))
-    at = build.add(Sigmoid(), (at,), (11,))
-    both = build.add(Add(), (at, build.relu(build.linear(0, 11))), (11,))
-    at = build.relu(build.linear(both, 8))
-    at = build.add(Reshape((8,), (2, 4)), (at,), (2, 4))
-    at = build.tokens(build.relu(build.tokens(at, 7)), 5)
-    build.linear(build.flat(build.relu(at)), 3)
-    return build.graph()
-
-
-def _cnn(side: int) -> Callable[[torch.dtype], Graph]:
-    """A pair of convolutions with pooling inside, and one that ends in a linear layer behind a flattening."""
-
-    def make(dtype: torch.dtype) -> Graph:
-        build = Layers((2, side, side), dtype, 40)
-        at = build.affine(build.conv(0, 5), (5, 1, 1))
-        at = build.relu(at)
-        half = side // 2
-        op = AveragePool((2, 2), (2, 2), ((0, 0), (0, 0)), False, True, (5, side, side), (5, half, half))
-        at = build.add(op, (at,), op.out_shape)
-        at = build.relu(build.conv(at, 6))
-        at = build.relu(build.conv(at, 7, 2))
-        size = -(-half // 2)
-        pool = MaxPool(
-            (2, 2), (1, 1), ((0, 0), (0, 0)), (1, 1), False, (7, size, size), (7, size - 1, size - 1)
-        )
-        at = build.add(pool, (at,), pool.out_shape)
-        at = build.relu(build.linear(build.flat(at), 9))
-        build.linear(at, 3)
-        return build.graph()
-
-    return make
-
-
-def _residual(dtype: torch.dtype) -> Graph:
-    """A block whose pair closes and one (a single layer in the branch) whose pair does not."""
-    build = Layers((2, 4, 4), dtype, 50)
-    at = build.relu(build.conv(0, 5))
-    branch = build.conv(build.relu(build.conv(at, 6)), 5)
-    at = build.relu(build.add(Add(), (at, branch), build.nodes[at].shape))
-    at = build.relu(build.linear(build.flat(at), 8))
-    at = build.relu(build.add(Add(), (at, build.relu(build.linear(at, 8))), (8,)))
-    build.linear(at, 3)
-    return build.graph()
-
-
-NETS: dict[str, Callable[[torch.dtype], Graph]] = {
-    **{f"mlp{depth}": _mlp(depth) for depth in range(2, 7)},
-    "elementwise": _elementwise,
-    "cnn": _cnn(4),
-    "wide": _cnn(12),
-    "residual": _residual,
-}
-
-
 @dataclass(frozen=True)
 class Case:
     """Networks and methods to compare on one number of ranks."""
@@ -200,23 +58,6 @@ def settings(case: Case) -> ParallelSettings:
         timeout_s=30,
         threads=1,
     )
-
-
-def question(graph: Graph, dtype: torch.dtype, ball: bool = False) -> Box | LpBall:
-    """A small region, two samples."""
-    gen = torch.Generator().manual_seed(3)
-    x = torch.rand(2, *graph.input_shape, generator=gen, dtype=torch.float64).to(dtype)
-    eps = torch.tensor([0.1, 0.2], dtype=dtype)
-    if ball:
-        return LpBall(x, 2 * eps, 2.0)
-    wide = eps.reshape(-1, *([1] * len(graph.input_shape)))
-    return Box(x - wide, x + wide)
-
-
-def rows(graph: Graph, dtype: torch.dtype) -> Tensor:
-    """Specification rows ``[1, 5, n_out]``."""
-    gen = torch.Generator().manual_seed(4)
-    return torch.randn(1, 5, graph.nodes[graph.output].size, generator=gen, dtype=torch.float64).to(dtype)
 
 
 def bound(
@@ -252,7 +93,7 @@ def compare(case: Case) -> dict[str, Any]:
         mine = tensor_parallel(whole, context, store)
         report["bytes"][name] = store.weight_bytes()
         report["spread"][name] = sum(mine.spread.sharded(n.id) for n in mine.nodes) if mine.spread is not None else 0
-        x = _samples(whole, case.dtype)
+        x = samples(whole, case.dtype)
         report["distance"][name, "values"] = distance(evaluate(mine, x), evaluate(whole, x))
         report["distance"][name, "gradients"] = distance(_gradient(mine, x), _gradient(whole, x))
         report["distance"][name, "reassembled"] = distance(evaluate(whole_graph(mine), x), evaluate(whole, x))
@@ -336,7 +177,7 @@ def module(case: None) -> dict[Any, Any]:
     return report
 
 
-def _samples(graph: Graph, dtype: torch.dtype) -> Tensor:
+def samples(graph: Graph, dtype: torch.dtype) -> Tensor:
     """Points of both samples' boxes, ``[2 * N, *input]``: first all of the first one."""
     box = question(graph, dtype)
     assert isinstance(box, Box)
@@ -352,154 +193,6 @@ def _sound(graph: Graph, x: Tensor, found: dict[str, Tensor], dtype: torch.dtype
     slack = 1e-4
     low, high = found["lower"].unsqueeze(1) - slack, found["upper"].unsqueeze(1) + slack
     return bool(((values >= low) & (values <= high)).all())
-
-
-@dataclass(frozen=True)
-class SearchCase:
-    """A branch and bound to compare: network, radius of the box, slack of the thresholds, most rounds."""
-
-    net: str
-    radius: float
-    slack: float
-    rounds: int = 4
-
-
-def _problem(graph: Graph, case: SearchCase, whole: Graph, context: DistributedContext) -> Problem:
-    """Three clauses of one row each whose thresholds lie below the centre's outputs."""
-    dtype = torch.float64
-    box = question(whole, dtype)
-    x = box.center()[:1]
-    y = evaluate(whole, x).flatten()
-    c = rows(whole, dtype)[0, :3].unsqueeze(1)
-    rhs = (c[:, 0] @ y - case.slack).unsqueeze(1)
-    clauses = Clauses(c, rhs, torch.zeros(3, dtype=torch.int64), torch.zeros(3, 1, dtype=torch.bool))
-    region = Box(x - case.radius, x + case.radius)
-    alpha = BoundSettings(alpha=AlphaSettings(iterations=4, lr_alpha=0.25))
-    return Problem(graph, region, clauses, context, alpha, Clock(time.monotonic(), 1e6))
-
-
-def searched(case: tuple[tuple[SearchCase, ...], tuple[tuple[str, int], ...]]) -> dict[str, Any]:
-    """Per search what came out of it, single and here (on a mesh, if one is given)."""
-    searches, mesh = case
-    context = DistributedContext.from_env(settings(Case((), (), mesh=mesh)))
-    report: dict[str, Any] = {}
-    for one in searches:
-        whole = NETS[one.net](torch.float64)
-        found = []
-        for graph, where in ((whole, context.alone()), (tensor_parallel(whole, context), context)):
-            problem = _problem(graph, one, whole, where)
-            start = run_incomplete(problem, IncompleteSettings())
-            result = search(problem, start, replace(BAB, max_iterations=one.rounds))
-            found.append((result.closed, result.stopped_by, result.domains_visited, result.rounds, result.worst_bound))
-        report[one.net] = found
-    context.close()
-    return report
-
-
-# -- planted faults ---------------------------------------------------------------------------------------------------
-@contextmanager
-def planted(fault: str) -> Iterator[None]:
-    """Run with one mistake in the arithmetic of zones, the same on every rank (so that nothing hangs)."""
-    total, broadcast, part, whole_of = Group.total, Group.broadcast, Spread.part, Spread.whole_of
-    enter = parallel_maps.Enter.transpose
-
-    def dropped_reduce(self: Any, coef: Tensor) -> tuple[Tensor, ...]:
-        return (coef,)
-
-    def doubled_reduce(self: Any, coef: Tensor) -> tuple[Tensor, ...]:
-        return enter(self, total(self.ranks, coef))
-
-    def dropped_sum(self: Any, *inputs: Tensor) -> Tensor:
-        return inputs[0]
-
-    def constants_stay(self: Any, tensor: Tensor) -> Tensor:
-        return tensor if tensor.ndim == 2 and tensor.shape[0] <= 2 else total(self, tensor)
-
-    def constants_everywhere(self: Spread, node: int) -> bool:
-        return False
-
-    def bias_everywhere(self: Any) -> Tensor | None:
-        return None if self.bias is None else self.ranks.size * self.bias.reshape(-1, *([1] * self.spatial))
-
-    def bias_dot_everywhere(self: Any, coef: Tensor) -> Tensor | None:
-        return None if self.bias is None else self.ranks.size * coef.flatten(1) @ self.bias
-
-    def wrong_owner(self: Group, tensor: Tensor, source: int) -> Tensor:
-        return broadcast(self, tensor, (source + 1) % self.size)
-
-    def own_part_of_rank_0(self: Spread, node: int, value: Tensor, leading: int = 1) -> Tensor:
-        if not self.sharded(node):
-            return part(self, node, value, leading)
-        first, last = self.range(node)
-        return value.narrow(leading + self.places[node].axis, 0, last - first)  # type: ignore[union-attr]
-
-    def backwards(self: Spread, node: int, box: Interval) -> Interval:
-        found = whole_of(self, node, box)
-        axis = 1 + self.places[node].axis if self.sharded(node) else 1  # type: ignore[union-attr]
-        return Interval(found.lower.flip(axis), found.upper.flip(axis))
-
-    faults: dict[str, list[tuple[Any, str, Any]]] = {
-        "none": [],
-        "dropped reduce of coefficients": [(parallel_maps.Enter, "transpose", dropped_reduce)],
-        "doubled reduce of coefficients": [(parallel_maps.Enter, "transpose", doubled_reduce)],
-        "dropped sum of values": [(parallel_maps.Exit, "apply", dropped_sum)],
-        "constants not reduced": [(Group, "total", constants_stay)],
-        "constants of own neurons as if whole": [(Spread, "sums", constants_everywhere)],
-        "bias on all ranks": [
-            (parallel_maps.Exit, "bias_values", bias_everywhere),
-            (parallel_maps.Exit, "bias_dot", bias_dot_everywhere),
-        ],
-        "rows from the wrong rank": [(Group, "broadcast", wrong_owner)],
-        "boxes of another rank's neurons": [(Spread, "part", own_part_of_rank_0)],
-        "gathered in the wrong order": [(Spread, "whole_of", backwards)],
-    }
-    with ExitStack() as stack:
-        for owner, name, value in faults[fault]:
-            stack.enter_context(patch.object(owner, name, value))
-        yield
-
-
-FAULTS = (
-    "none",
-    "dropped reduce of coefficients",
-    "doubled reduce of coefficients",
-    "dropped sum of values",
-    "constants not reduced",
-    "constants of own neurons as if whole",
-    "bias on all ranks",
-    "rows from the wrong rank",
-    "boxes of another rank's neurons",
-    "gathered in the wrong order",
-)
-
-
-ALIKE = ("none", "gathered in the wrong order", "bias on all ranks")
-
-
-def mutated(case: None) -> dict[str, float]:
-    """Per planted fault, the largest distance that it makes on a deep MLP over some methods."""
-    case_of = Case(("mlp4",), (), torch.float64)
-    context = DistributedContext.from_env(settings(case_of))
-    whole = NETS["mlp4"](torch.float64)
-    # every neuron is a row, and the same wrong numbers on all ranks where the method decides by them: no fault may hang
-    ways: tuple[Way, ...] = ("ibp", "crown", "keep")
-    one = {way: bound(whole, way, case_of, context.alone(), sparse=False) for way in ways}
-    report = {}
-    for fault in FAULTS:
-        with planted(fault):
-            mine = tensor_parallel(whole, context)
-            x = _samples(whole, torch.float64)
-            far = distance(evaluate(mine, x), evaluate(whole, x))
-            for way in ways if fault in ALIKE else ways[:2]:
-                try:
-                    here = bound(mine, way, case_of, context, sparse=False)
-                except ContractError:  # on all ranks at once: they have found that they differ
-                    far = math.inf
-                    continue
-                far = max(far, *(distance(here[k], one[way][k]) for k in one[way]))
-        report[fault] = context.world.largest(far)
-    context.close()
-    return report
 
 
 def onnx(case: tuple[str, float]) -> dict[str, float]:

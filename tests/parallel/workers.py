@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,3 +38,13 @@ def fails(rank: int) -> int:
         raise ValueError("planted")
     context.world.barrier()
     return context.rank
+
+
+def main(note: Path) -> None:
+    """A job that hangs, and so does a process of it that has left its session."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        time.sleep(600)
+    note.write_text(f"{os.getpid()} {child}")
+    time.sleep(600)

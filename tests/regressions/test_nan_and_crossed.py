@@ -13,17 +13,20 @@ import torch
 
 import complete_verifier.incomplete.first_bounds as first_bounds_module
 from auto_LiRPA.bounds.intermediate import Intermediate, crown_boxes
+from auto_LiRPA.bounds.methods import Method, Query, compute
 from auto_LiRPA.bounds.optimize import _Best
+from auto_LiRPA.bounds.settings import BoundSettings
 from auto_LiRPA.operators.activation import Relu
-from auto_LiRPA.values import Interval
+from auto_LiRPA.parallel.context import DistributedContext
+from auto_LiRPA.values import Box, Interval
 from complete_verifier.bab.store import DomainStore
-from complete_verifier.incomplete.regions import relax_all
+from complete_verifier.incomplete.regions import relax_all, trusted
 from complete_verifier.problem import Clauses
 from complete_verifier.spec.compile import read_vnnlib_text
 from complete_verifier.spec.compiled import compile_property
 from tests.bab.problems import Setup, clauses, domains, random_case, set_up
 from tests.end_to_end.runs import Hard, mlp_model, property_text, run, write
-from tests.nets import Dense
+from tests.nets import Builder, Dense
 
 NOT_NUMBERS = [math.nan, -math.inf]
 
@@ -120,12 +123,32 @@ def test_a_relu_with_an_unknown_bound_is_not_stable() -> None:
     assert torch.equal(torch.isnan(value), torch.tensor([[True, True, True]])), nan
 
 
+@pytest.mark.parametrize("wide_mib", [0.0, 1e9])
+def test_a_box_whose_width_overflows_is_no_proof(wide_mib: float) -> None:
+    """Both ends are finite; with u / inf = 0 as its slope the chord would be 0, where the output reaches 2."""
+    build = Builder((1,))
+    on = build.relu(build.dense(Dense(torch.tensor([[2e38]]), torch.zeros(1)), 0))
+    build.dense(Dense(torch.tensor([[1e-38]]), torch.zeros(1)), on)
+    x = torch.zeros(2, 1)
+    for intersected in (True, False):
+        chosen = BoundSettings(wide_mib=wide_mib, compare_with_ibp=intersected)
+        asked = build.graph(), Box(x - 1, x + 1), Query(boxes=False)
+        with torch.no_grad():
+            found = compute(*asked, Method.CROWN, DistributedContext.single(), chosen)
+        assert found.upper is not None
+        assert bool(found.upper.bound.isnan().all()) or bool((found.upper.bound > 1.99).all())
+    ends = torch.tensor([[2e38, 1.0]])
+    assert trusted({1: Interval(-ends, ends)}).tolist() == [False]  # type: ignore[union-attr]
+    assert trusted({1: Interval(-ends / 2, ends / 2)}).tolist() == [True]  # type: ignore[union-attr]
+
+
 HARD = Hard.make([3, 12, 12, 2], seed=3)
 
 
 @pytest.mark.parametrize("method", ["crown", "alpha-crown"])
 @pytest.mark.parametrize(
-    ("lower", "upper"), [(math.nan, math.nan), (1.0, -1.0), (math.nan, 1.0), (2.0, math.nan), (0.5, 0.4)]
+    ("lower", "upper"),
+    [(math.nan, math.nan), (1.0, -1.0), (math.nan, 1.0), (2.0, math.nan), (0.5, 0.4), (-2e38, 2e38)],
 )
 def test_broken_boxes_end_as_unknown(
     tmp_path: Path,

@@ -147,7 +147,7 @@ def test_bad_input_leaves_no_verdict_and_ends_in_time(
 ) -> None:
     (tmp_path / "net.onnx").write_bytes(b"nonsense")
     (tmp_path / "prop.vnnlib").write_text("(assert")
-    ended = organiser("vit_2023", tmp_path / "net.onnx", tmp_path / "prop.vnnlib", 30.0)
+    ended = organiser("vit_2023", tmp_path / "net.onnx", tmp_path / "prop.vnnlib", 120.0)
     assert (ended.code, ended.results) == (0, "")
     assert "once more with plain CROWN bounds" in ended.said and "Traceback" not in ended.said
 

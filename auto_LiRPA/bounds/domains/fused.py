@@ -71,6 +71,7 @@ class FusedDomains:
         self._improved = torch.zeros(rows, dtype=torch.int32, device=device)
         self._step = torch.zeros((), dtype=torch.int32, device=device)
         self._rates = _rates(settings).to(device)
+        self._sight: Tensor | None = None  # pinned: what was seen of a running optimisation
         self._graphs: dict[str, torch.cuda.CUDAGraph] = {}
 
     # -- the ReLU steps, as `walk.Kernels` asks for them ---------------------------------------------------------------
@@ -186,21 +187,43 @@ class FusedDomains:
         self._load(batch)
         settings, count = self._settings, len(batch)
         done = 0
+        sight: Callable[[], list[float]] | None = None
         while done + 1 < settings.iterations:
             self._run("iterate", self._iterate)
             done += 1
-            if settings.ends_early and done % settings.look_every == 0:
-                active = self._active[:count].any()
-                stale = done - 1 - self._improved[:count].amax()
-                still, since = torch.stack([active.to(stale.dtype), stale]).tolist()
-                late = seconds_left is not None and seconds_left() <= 0
+            if sight is not None:  # while the device is at the iteration after the look: it never waits for the host
+                still, since = sight()
+                sight, late = None, seconds_left is not None and seconds_left() <= 0
                 if agree(late or not still or since > settings.patience):
                     break
+            elif settings.ends_early and done % settings.look_every == 0:
+                sight = self._look(count, done)
         self._step.fill_(settings.iterations - 1)
         self._run("finish", self._finish)
         return Bounded(
             self._lower[:count].clone(), self._best[:count].clone(), self._mix.best[:count].clone(), done + 1
         )
+
+    def _look(self, count: int, done: int) -> Callable[[], list[float]]:
+        """Whether some of the first ``count`` domains are not proved, and how long none has improved: to be read later.
+
+        Copied to the host behind the iterations so far, while the next ones are queued.
+        """
+        stale = done - 1 - self._improved[:count].amax()
+        seen = torch.stack([self._active[:count].any().to(stale.dtype), stale])
+        if seen.device.type != "cuda":  # interpreted kernels
+            return seen.tolist
+        if self._sight is None:
+            self._sight = torch.empty(2, dtype=seen.dtype, pin_memory=True)
+        target = self._sight.copy_(seen, non_blocking=True)
+        arrived = torch.cuda.current_stream().record_event()
+
+        def read() -> list[float]:
+            arrived.synchronize()
+            found: list[float] = target.tolist()
+            return found
+
+        return read
 
     def bound(self, batch: Batch) -> Tensor:
         """Bounds ``[D]`` by one pass."""

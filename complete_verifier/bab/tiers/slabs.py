@@ -1,4 +1,8 @@
-"""Slots in memory: payload in slabs that are added, never copied, and filled again as soon as a slot is free."""
+"""Slots in memory: payload in slabs that are added, never copied, and filled again as soon as a slot is free.
+
+A slot holds one row: the fields of a sub-problem side by side. Rows move whole, so that a pick of rows from tens of
+slabs costs one launch a slab and not one for each of their fields.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +22,14 @@ _GROWTH = 8  # a tier of many slabs grows by an eighth, so that a pick touches t
 
 @dataclass(slots=True)
 class _Slab:
-    """Some slots: views of one piece of memory, and a stack of the free ones (``free[:count]``)."""
+    """Some slots: rows ``[slots, words]`` of one piece of memory, and a stack of the free ones (``free[:count]``).
+
+    ``fields``: views of the rows, by field.
+    """
 
     start: int
     slots: int
+    rows: Tensor
     fields: tuple[Tensor, ...]
     free: Tensor
     count: int
@@ -47,7 +55,10 @@ class Slabs:
         self._device, self._pinned, self._budget, self._slab_slots = device, pinned, budget, slab_slots
         self._kinds = tuple((t.dtype, tuple(t.shape[1:])) for t in like)
         self._row_bytes = [math.prod(shape) * dtype.itemsize for dtype, shape in self._kinds]
-        self.slot_bytes = max(1, sum(self._row_bytes))
+        # a slot begins where the widest number may begin
+        word = max((dtype.itemsize for dtype, _ in self._kinds), default=1)
+        self._word = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(word, torch.int64)
+        self.slot_bytes = max(1, -(-sum(self._row_bytes) // word)) * word
         self._slabs: list[_Slab] = []
         self._starts = torch.zeros(0, dtype=torch.int64, device=device)
         self.capacity = 0  # slots that memory is held for
@@ -84,9 +95,16 @@ class Slabs:
 
     def write(self, place: Reserved, rows: Sequence[Tensor]) -> None:
         """Fill reserved slots with rows on this tier's device."""
-        for slab, index, begin, end in place.parts:
+        if len(place.parts) == 1:
+            slab, index, begin, end = place.parts[0]
             for field, row in zip(slab.fields, rows, strict=True):
                 field.index_copy_(0, index, row[begin:end])
+            return
+        packed = self._rows(len(place.slots))
+        for field, row in zip(self._views(packed), rows, strict=True):
+            field.copy_(row)
+        for slab, index, begin, end in place.parts:
+            slab.rows.index_copy_(0, index, packed[begin:end])
 
     def remove(self, slots: Tensor) -> tuple[Tensor, ...]:
         """The rows of these slots, in this order; the slots are free then."""
@@ -112,21 +130,50 @@ class Slabs:
         self.capacity = self.free = self.bytes = 0
 
     def _gather(self, parts: Sequence[tuple[_Slab, Tensor, Tensor | None]], count: int) -> tuple[Tensor, ...]:
-        if len(parts) == 1 and not self._pinned:
-            slab, index, position = parts[0]
-            if position is None:
+        if len(parts) == 1 and parts[0][2] is None:
+            slab, index, _ = parts[0]
+            if not self._pinned:
                 return tuple(field[index] for field in slab.fields)
-        out = tuple(
+            out = self._empty(count)
+            for target, field in zip(out, slab.fields, strict=True):
+                torch.index_select(field, 0, index, out=target)
+            return out
+        packed, at = self._rows(count), 0
+        for slab, index, _ in parts:
+            torch.index_select(slab.rows, 0, index, out=packed[at : at + len(index)])
+            at += len(index)
+        out = self._empty(count)
+        if parts:
+            position = torch.cat([position for *_, position in parts if position is not None])
+            packed = torch.empty_like(packed).index_copy_(0, position, packed)
+        for target, field in zip(out, self._views(packed), strict=True):
+            target.copy_(field)
+        return out
+
+    def _empty(self, count: int) -> tuple[Tensor, ...]:
+        """Memory for so many rows, field by field."""
+        return tuple(
             torch.empty(count, *shape, dtype=dtype, device=self._device, pin_memory=self._pinned)
             for dtype, shape in self._kinds
         )
-        for slab, index, position in parts:
-            for target, field in zip(out, slab.fields, strict=True):
-                if position is None:
-                    torch.index_select(field, 0, index, out=target)
-                else:
-                    target.index_copy_(0, position, field[index])
-        return out
+
+    def _rows(self, count: int, pinned: bool = False) -> Tensor:
+        """Memory for so many whole rows ``[count, words]``."""
+        size = count * self.slot_bytes
+        flat = torch.empty(size, dtype=torch.uint8, device=self._device, pin_memory=pinned)
+        return flat.view(self._word).view(count, self.slot_bytes // self._word.itemsize)
+
+    def _views(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The fields of whole rows. The widest numbers come first: every field is aligned then."""
+        count, data = len(rows), rows.view(torch.uint8)
+        fields: dict[int, Tensor] = {}
+        at = 0
+        for number in sorted(range(len(self._kinds)), key=lambda k: -self._kinds[k][0].itemsize):
+            dtype, shape = self._kinds[number]
+            size = self._row_bytes[number]
+            fields[number] = data[:, at : at + size].view(dtype).view(count, *shape)
+            at += size
+        return tuple(fields[number] for number in range(len(self._kinds)))
 
     def _by_slab(self, slots: Tensor) -> list[tuple[_Slab, Tensor, Tensor | None]]:
         """For each slab concerned: slots within it and their places in ``slots`` (None: all, as they are)."""
@@ -135,9 +182,11 @@ class Slabs:
         if len(self._slabs) == 1:
             return [(self._slabs[0], slots, None)]
         ordered, position = slots.sort()
-        edges = [*torch.searchsorted(ordered, self._starts).tolist(), len(slots)]  # the one host sync of a pick
+        borders = torch.searchsorted(ordered, self._starts)
+        edges = [*borders.tolist(), len(slots)]  # the one host sync of a pick
+        local = ordered - self._starts[torch.searchsorted(self._starts, ordered, right=True) - 1]
         return [
-            (slab, ordered[begin:end] - slab.start, position[begin:end])
+            (slab, local[begin:end], position[begin:end])
             for slab, begin, end in zip(self._slabs, edges, edges[1:], strict=False)
             if end > begin
         ]
@@ -156,18 +205,9 @@ class Slabs:
         self._add(slots)
 
     def _add(self, slots: int) -> None:
-        flat = torch.empty(slots * self.slot_bytes, dtype=torch.uint8, device=self._device, pin_memory=self._pinned)
-        fields: list[Tensor | None] = [None] * len(self._kinds)
-        at = 0
-        # widest numbers first: every field is aligned then
-        for number in sorted(range(len(self._kinds)), key=lambda k: -self._kinds[k][0].itemsize):
-            dtype, shape = self._kinds[number]
-            size = slots * self._row_bytes[number]
-            fields[number] = flat[at : at + size].view(dtype).view(slots, *shape)
-            at += size
+        rows = self._rows(slots, self._pinned)
         free = torch.arange(slots - 1, -1, -1, device=self._device)
-        kept = tuple(field for field in fields if field is not None)
-        self._slabs.append(_Slab(self.capacity, slots, kept, free, slots))
+        self._slabs.append(_Slab(self.capacity, slots, rows, self._views(rows), free, slots))
         self._starts = torch.cat([self._starts, self._starts.new_full((1,), self.capacity)])
         self.capacity += slots
         self.free += slots

@@ -1,0 +1,1 @@
+"""Strong and weak scaling over ranks, measured and predicted; `benchmarks/parallel/scaling.py` runs it."""

@@ -284,6 +284,8 @@ class FusedDomains:
                 self._step.zero_()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
+        # what cuBLAS uses within is the pool's then, and no other graph's capture gives it back while this one needs it
+        torch._C._cuda_clearCublasWorkspaces()
         with torch.cuda.graph(graph, pool=self._pool):
             body()
         for buffer, value in zip(self._buffers(), kept, strict=True):

@@ -16,6 +16,7 @@ from auto_LiRPA.bounds.backward import Relaxations, backward, concretize
 from auto_LiRPA.bounds.rows import NeuronList, Rows, neuron_rows
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.base import NonlinearOperator, Relaxation
+from auto_LiRPA.operators.parallel_maps import Ranks
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.recording import Recording, RowForm
 from auto_LiRPA.parallel.store import LocalWeight
@@ -91,8 +92,13 @@ class TilePasses:
             return None
         self._asked = True
         ready = self._recorded(known.first, known.form)
-        if not self._by_all(ready is not None) or ready is None:
-            kept.pop(self._key)
+        spread = self.graph.spread
+        if spread is not None and not _by_all(spread.ranks, ready is not None):
+            # a sum over ranks is recorded by all of them or by none (NCCL); and so it stays, without being asked again
+            self.context.recorder.refuse()
+            return None
+        if ready is None:
+            kept.pop(self._key, None)
             return None
         kept[self._key] = ready
         return ready
@@ -156,16 +162,7 @@ class TilePasses:
         if graph.spread is not None and self.context.settings.backend == "gloo":
             return False  # sums that pass through the host
         recordable = all(graph.nodes[i].op.recordable for i in self._below if i != 0)
-        if not recordable or not all(weight.recordable for weight in graph.weights):
-            return False
-        return self._by_all(recorder.works)
-
-    def _by_all(self, flag: bool) -> bool:
-        """Whether all ranks say so that add up in this pass: a sum is recorded by all of them or by none (NCCL)."""
-        spread = self.graph.spread
-        if spread is None:
-            return flag
-        return bool(spread.ranks.gather(torch.tensor([flag], dtype=torch.uint8)).all())
+        return recordable and all(weight.recordable for weight in graph.weights) and recorder.works
 
     def _addresses(self) -> tuple[object, ...]:
         """Where the numbers lie that a recording reads, and in which form."""
@@ -176,6 +173,11 @@ class TilePasses:
                 if isinstance(tensor, Tensor):
                     found.append((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()))
         return tuple(found)
+
+
+def _by_all(ranks: Ranks, flag: bool) -> bool:
+    """Whether all ranks say so."""
+    return bool(ranks.gather(torch.tensor([flag], dtype=torch.uint8)).all())
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,9 +57,10 @@ class Recorder(ABC):
     _kept: dict[Hashable, Any]
     _owner: weakref.ref[object] | None
     _paused: bool
+    _refused: bool
 
     def __init__(self) -> None:
-        self._kept, self._owner, self._paused = {}, None, False
+        self._kept, self._owner, self._paused, self._refused = {}, None, False, False
 
     def kept(self, owner: object) -> dict[Hashable, Any]:
         """What is kept for ``owner`` (by identity). What was kept for another is dropped."""
@@ -80,10 +81,15 @@ class Recorder(ABC):
         finally:
             self._paused = before
 
+    def refuse(self) -> None:
+        """Record and replay nothing from now on."""
+        self._refused = True
+        self.forget()
+
     @property
-    @abstractmethod
     def works(self) -> bool:
         """Whether recordings can be made and replayed."""
+        return not self._refused and not self._paused
 
     @abstractmethod
     def ready(self) -> None:
@@ -122,11 +128,10 @@ class CudaRecorder(Recorder):
         self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None
         self._latest: torch.cuda.CUDAGraph | None = None  # keeps the pool alive until the next one is recorded
-        self._refused = False
 
     @property
     def works(self) -> bool:
-        return not self._refused and not self._paused and not torch.cuda.is_current_stream_capturing()
+        return super().works and not torch.cuda.is_current_stream_capturing()
 
     def ready(self) -> None:
         # cuBLAS keeps memory for each stream that it has worked in: else there would be as much again for the graphs'
@@ -147,7 +152,7 @@ class CudaRecorder(Recorder):
         try:
             return self._captured(form, work)
         except RuntimeError as error:
-            self._refused = True
+            self.refuse()
             log.debug("passes are not recorded: %s", error)
             return None
 

@@ -81,7 +81,7 @@ def measure(context: DistributedContext, run: Callable[[], Any], repeats: int, w
     release(context)
     if context.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(context.device)
-    for _ in range(max(2, warmup) if recorder.works else warmup):
+    for _ in range(max(2, warmup) if warmup and recorder.works else warmup):
         run()
     wait(context)
     release(context)

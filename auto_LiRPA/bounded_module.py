@@ -103,6 +103,7 @@ class BoundedModule(nn.Module):
         self._options = BoundOptions().updated(bound_opts)
         self._example = _example(global_input)
         self._parallel = parallel
+        self._own_context: DistributedContext | None = None
         make_store = self._context(self._example.device).make_store
         self._shared: SharedGraph = (
             model._shared if isinstance(model, BoundedModule) else shared_graph(source, self._example, make_store)
@@ -280,7 +281,7 @@ class BoundedModule(nn.Module):
 
     def distribute(self, parallel: DistributedContext | ParallelSettings) -> None:
         """Place the weights anew, as the argument ``parallel`` would have. All ranks have to call it."""
-        self._parallel = parallel
+        self._parallel, self._own_context = parallel, None
         self._shared = shared_graph(self._source, self._example, self._context(self._example.device).make_store)
         self._ready, self._last = None, _Last()
         self._graph()
@@ -288,7 +289,12 @@ class BoundedModule(nn.Module):
     def _context(self, device: torch.device) -> DistributedContext:
         """Where to compute; `crown_batch_size` caps the rows of a tile."""
         given = self._parallel
-        context = given if isinstance(given, DistributedContext) else DistributedContext.single(device, given)
+        if isinstance(given, DistributedContext):
+            context = given
+        elif self._own_context is not None and self._own_context.device == device:
+            context = self._own_context  # one for all calls: it keeps what was recorded
+        else:
+            context = self._own_context = DistributedContext.single(device, given)
         cap, rows = self._options.tile_rows, context.settings.tile_rows
         if math.isfinite(cap):
             rows = int(cap) if rows == "auto" else min(rows, int(cap))

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import auto_LiRPA.parallel.context as context_file
+from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
 from auto_LiRPA.bounds.intermediate import crown_boxes
 from auto_LiRPA.bounds.methods import Method, Query, compute
 from auto_LiRPA.bounds.rows import NeuronList
@@ -262,3 +264,18 @@ def test_all_ranks_record_or_none(possible: bool) -> None:
     assert said == len(keeper.forms) == 1
     assert keeper.replays == (9 if possible else 0)
     assert keeper.works == possible
+
+
+def test_calls_of_one_module_share_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper = Keeper()
+    monkeypatch.setattr(context_file, "make_recorder", lambda *_: keeper)
+    net = nn.Sequential(nn.Linear(5, 19), nn.ReLU(), nn.Linear(19, 19), nn.ReLU(), nn.Linear(19, 3)).double()
+    x = torch.rand(1, 5, dtype=torch.float64)
+    module = BoundedModule(net, x, parallel=ParallelSettings(tile_rows=4))
+    made = []
+    with torch.no_grad():
+        for eps in (0.1, 0.1, 0.2):
+            given = BoundedTensor(x, PerturbationLpNorm(eps=eps))
+            module.compute_bounds((given,), method="CROWN", bound_upper=False)
+            made.append(len(keeper.forms))
+    assert made[0] > 0 and made[1] == made[2]

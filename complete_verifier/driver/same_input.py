@@ -70,10 +70,12 @@ def check_same_question(context: DistributedContext, prop: Property, network: nn
                 raise WorkerFailed(_line(context.world_size, rank, "question", what, first, theirs))
 
 
-def _numbers(tensors: Iterable[Tensor]) -> str:
-    """Shapes, types and a checksum of the content."""
+def _numbers(values: Iterable[object]) -> str:
+    """Shapes, types and a checksum of the content; what else a module's state may hold is passed over."""
     text, crc = "", 0
-    for tensor in tensors:
+    for tensor in values:
+        if not isinstance(tensor, Tensor):
+            continue
         text += f"{tuple(tensor.shape)}{tensor.dtype} "
         flat = tensor.detach().reshape(-1)
         for piece in flat.split(_PIECE) if flat.numel() else ():

@@ -124,8 +124,9 @@ def _activation_splits(run: RunState, question: Question, start: IncompleteResul
         return None if keeping is None else keeping.keeper(question.problem, begun)
 
     def on_candidate(x: np.ndarray) -> bool:
-        run.counterexample = confirm(question.judge, question.prop, x.reshape(-1))
-        return run.counterexample is not None
+        found = confirm(question.judge, question.prop, x.reshape(-1))
+        run.counterexample = found or run.counterexample  # a later leaf's point that is none takes nothing back
+        return found is not None
 
     return refined_search(
         question.problem,

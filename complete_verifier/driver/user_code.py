@@ -77,7 +77,7 @@ class UserCode:
         status = self.hooks.call("general.complete_verifier", text, tree_of(config), self._model(config), vnnlib, path)
         if not isinstance(status, str):
             raise ConfigError(f"general.complete_verifier: {text} returns {type(status).__name__}; a status is needed")
-        return status
+        return str.__str__(status)  # a class of the user's own is unknown to the other ranks
 
     def attacked(self, config: Config) -> Counterexample | None:
         """A counterexample among the points that the user's attack returns, if one is confirmed."""

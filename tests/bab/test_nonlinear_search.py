@@ -15,7 +15,7 @@ from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.values import Box
 from complete_verifier.bab.lockstep import ALONE
 from complete_verifier.bab.nonlinear_bounding import NonlinearBounder, split_points
-from complete_verifier.bab.nonlinear_domains import cut_boxes, make_sources, split_terms
+from complete_verifier.bab.nonlinear_domains import NonlinearDomains, cut_boxes, make_sources, split_terms
 from complete_verifier.bab.nonlinear_search import nonlinear_search, root_domains, splits_nonlinear
 from complete_verifier.bab.settings import BabSettings
 from complete_verifier.bab.subproblems import Numbering
@@ -125,6 +125,31 @@ def test_domains_hold_at_their_points(seed: int) -> None:
     for i in range(len(domains)):
         inside = (domains.side[i] * (columns[:, domains.column[i]] - domains.point[i]) >= 0).all(1)
         assert (truth[inside] + 100.0 >= lower[i] - 1e-7).all()
+
+
+def test_children_cover_their_parent_where_splits_are_dropped() -> None:
+    """Room for two splits, and three are made: the one with the least multiplier goes, never a point of the parent."""
+    none, one = torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    domain = NonlinearDomains(
+        id=one, clause=one, depth=one, lower=none[:, 0], mix=none[:, :1], column=torch.tensor([[0, 1]]),
+        side=torch.tensor([[1, -1]], dtype=torch.int8), point=torch.tensor([[-0.5, 0.5]], dtype=torch.float64),
+        beta=torch.tensor([[2.0, 1.0]], dtype=torch.float64), next_column=one + 2, next_point=none[:, 0] + 0.25,
+    )  # fmt: skip
+    z = 2 * torch.rand(2000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
+
+    def inside(domains: NonlinearDomains, i: int) -> Tensor:
+        return (domains.side[i] * (z[:, domains.column[i]] - domains.point[i]) >= 0).all(1)
+
+    children = domain.children(Numbering(1, 1))
+    assert children.column.tolist() == [[0, 2], [0, 2]] and children.beta.tolist() == [[2.0, 0.0], [2.0, 0.0]]
+    for i, half in enumerate((z[:, 2] >= 0.25, z[:, 2] <= 0.25)):
+        assert (inside(children, i) == (half & (z[:, 0] >= -0.5))).all()  # its own half of more than the parent
+    narrower = replace(children, next_column=children.clause, next_point=children.point[:, 0] + 1)
+    again = narrower.children(Numbering(3, 2))
+    # the same side of a neuron once more: narrowed in its own place. The other side is one more split
+    assert again.column[:2].tolist() == [[0, 2], [0, 2]] and again.point[:2, 0].tolist() == [0.5, 0.5]
+    for i in range(2):
+        assert (inside(children, i) <= (inside(again, i) | inside(again, i + 2))).all()
 
 
 def test_points_and_networks() -> None:

@@ -61,6 +61,7 @@ def test_the_search_names_its_counterexample(tmp_path: Path, monkeypatch: pytest
     def search(problem, start, settings, share, on_progress, on_candidate, *rest):  # type: ignore[no-untyped-def]
         grid = np.random.default_rng(0).uniform(-1, 1, size=(2000, 3)).astype(np.float32)
         assert any(on_candidate(x) for x in grid)
+        assert not on_candidate(next(x for x in grid if not on_candidate(x)))  # which takes nothing back
         raise DeadlinePassed
 
     monkeypatch.setattr(search_stage, "refined_search", search)

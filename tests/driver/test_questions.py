@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import pytest
 import torch
 
 from auto_LiRPA.bounds.settings import BoundSettings
-from auto_LiRPA.errors import SpecError
+from auto_LiRPA.errors import SpecError, WorkerFailed
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.values import Box
 from complete_verifier.config import load_mapping
 from complete_verifier.driver.questions import Question, clauses_of, read_question
+from complete_verifier.driver.same_input import check_same_question
 from complete_verifier.problem import Clock
 from complete_verifier.spec.compile import read_vnnlib_text
 from tests.end_to_end.runs import mlp_model
@@ -91,3 +93,29 @@ def test_a_box_that_float32_cannot_hold_names_its_file(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"p\.vnnlib: input X_0 .* double_fp"):
         question(tmp_path, text)
     assert question(tmp_path, text, double=True).problem.region.center().isfinite().all()
+
+
+class _WithMore(torch.nn.Linear):
+    """Its state holds more than tensors."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 1}
+
+
+def test_ranks_compare_the_numbers_of_a_module_whatever_else_its_state_holds() -> None:
+    prop = read_vnnlib_text(TEXT)
+    seen: list[dict[str, str]] = []
+
+    class World:
+        observer = None
+
+        def objects(self, mine: dict[str, str]) -> list[dict[str, str]]:
+            seen.append(mine)
+            return [seen[0], mine]
+
+    context = replace(DistributedContext.single(), world_size=2, world=World())  # type: ignore[arg-type]
+    net = _WithMore(2, 2)
+    check_same_question(context, prop, net)
+    check_same_question(context, prop, net)
+    with pytest.raises(WorkerFailed, match="the network differs"):
+        check_same_question(context, prop, _WithMore(2, 2))

@@ -28,9 +28,11 @@ def tune(model, vnnlib):
 def attack(x, data_min, data_max):
     note("attack")
     return data_min + torch.rand_like(data_min) * 0
+class Status(str):
+    pass
 def verify(model, vnnlib, onnx_path):
     note("verify")
-    return "safe-by-rank-" + RANK
+    return Status("safe-by-rank-" + RANK)
 def check(adv_example, adv_output):
     note("check")
     return True

@@ -94,6 +94,9 @@ class BoundedModule(nn.Module):
         parallel: DistributedContext | ParallelSettings | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(parallel, DistributedContext | ParallelSettings | None):
+            given = type(parallel).__name__
+            raise ConfigError(f"BoundedModule: parallel is a {given}: give a DistributedContext or ParallelSettings")
         source: nn.Module = model._source if isinstance(model, BoundedModule) else model
         if device not in (None, "auto"):
             source.to(device)

@@ -105,6 +105,11 @@ def test_nodes() -> None:
         bounded[names[-1] + "x"]
 
 
+def test_parallel_settings_of_another_kind_are_refused() -> None:
+    with pytest.raises(ConfigError, match="parallel is a dict: give"):
+        BoundedModule(nn.Linear(2, 2), torch.zeros(1, 2), parallel={"mode": "fsdp"})  # type: ignore[arg-type]
+
+
 def test_intermediate_bounds_in_and_out(tmp_path: Path) -> None:
     """Saved boxes taken back as they are give the same bounds; wider ones looser; reference ones are intersected."""
     _, x, bounded = _small()

@@ -28,7 +28,8 @@ def main() -> int:
 
     peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
     who = f"[Rank {os.environ['RANK']}] " if ranks > 1 else ""
-    print(f"{who}Peak GPU memory: {peak:.1f} MB", flush=True)
+    sys.stdout.write(f"{who}Peak GPU memory: {peak:.1f} MB\n")  # in one piece: the ranks share the terminal
+    sys.stdout.flush()
     return code
 
 

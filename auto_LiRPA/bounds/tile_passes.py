@@ -33,7 +33,7 @@ class TilePasses:
     """Lower bounds ``[B, 2 * height]`` of a tile's rows and their negations, for tiles in any order.
 
     All tiles have one height, so a pass launches the same work for each, where nothing that it does depends on which
-    rows there are. The first pass of a height is done as it is, the second one is recorded.
+    rows there are. The first pass of a height is done as it is, the second one is recorded and checked against it.
     """
 
     graph: Graph
@@ -50,9 +50,15 @@ class TilePasses:
     def __call__(self, position: int) -> Tensor:
         """Bounds of one tile."""
         if not self._asked:
-            self._ready = self._kept_or_new()
+            self._ready, checked = self._kept_or_new()
+            if self._ready is not None and not checked:
+                return self._checked(self._ready, position)
         if self._ready is not None:
             return self._replayed(self._ready, position)
+        return self._launched(position)
+
+    def _launched(self, position: int) -> Tensor:
+        """The pass as it is."""
         rows = [self._rows(position)]
         first, shape, bias = rows[0].node, rows[0].coef.shape, rows[0].bias
         found = concretize(backward(self.graph, rows.pop(), self.relaxations), self.region)
@@ -75,33 +81,47 @@ class TilePasses:
         """Nodes that a pass may go through: rows may begin at the start node itself."""
         return sorted(self.graph.ancestors[self.node] | {self.node})
 
-    def _kept_or_new(self) -> _Ready | None:
-        """A recording of this pass: one that is kept, or a new one if that pays and its form is known."""
+    def _checked(self, ready: _Ready, position: int) -> Tensor:
+        """The first replay of a recording, on rows that it was not made with, beside the pass as it is.
+
+        Other bits (on any rank whose sums are in it) end all recording: a bound may not rest on a graph that differs.
+        """
+        replayed, launched = self._replayed(ready, position), self._launched(position)
+        same, spread = torch.equal(replayed, launched), self.graph.spread
+        if spread is not None:
+            same = _by_all(spread.ranks, same)
+        if not same:
+            self._ready = None
+            self.context.recorder.refuse()
+        return launched
+
+    def _kept_or_new(self) -> tuple[_Ready | None, bool]:
+        """A recording of this pass: one that is kept, or a new one if its form is known; and whether it was checked."""
         if not self._recordable():
             self._asked = True
-            return None
+            return None, False
         kept = self.context.recorder.kept(self.graph)
         known = kept.get(self._key)
         if isinstance(known, _Ready) and known.addresses == self._addresses():
             self._asked = True
             self.context.recorder.ready()
-            return known
+            return known, True
         if not isinstance(known, _Seen | _Ready):
             if len(kept) >= MOST_KEPT:
                 kept.clear()
-            return None
+            return None, False
         self._asked = True
         ready = self._recorded(known.first, known.form)
         spread = self.graph.spread
         if spread is not None and not _by_all(spread.ranks, ready is not None):
             # a sum over ranks is recorded by all of them or by none (NCCL); and so it stays, without being asked again
             self.context.recorder.refuse()
-            return None
+            return None, False
         if ready is None:
             kept.pop(self._key, None)
-            return None
+            return None, False
         kept[self._key] = ready
-        return ready
+        return ready, False
 
     def _recorded(self, first: int, form: RowForm) -> _Ready | None:
         graph = self.graph

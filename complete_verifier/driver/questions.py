@@ -157,21 +157,6 @@ def may_violate(question: Question, x: NDArray[np.floating]) -> bool:
     return not bool((gap > slack).any(1).all())
 
 
-def make_question(
-    graph: Graph,
-    prop: Property,
-    dtype: torch.dtype,
-    store: ParameterStore,
-    network: Path | OriginalNetwork,
-    context: DistributedContext,
-    bounds: BoundSettings,
-    clock: Clock,
-) -> Question:
-    """A graph of ``dtype`` on the context's device and a property of its sizes; ``network`` judges counterexamples."""
-    problem, scale = _problem(graph, prop, dtype, context, bounds, clock)
-    return Question(problem, prop, store, network, prop, Judge(network), scale)
-
-
 def _problem(
     graph: Graph, prop: Property, dtype: torch.dtype, context: DistributedContext, bounds: BoundSettings, clock: Clock
 ) -> tuple[Problem, Tensor]:

@@ -179,7 +179,7 @@ class TilePasses:
             return False
         if len(graph.nodes[self.node].shape) != 1:
             return False  # rows that begin at neurons of a map cover a window each, which decides what is done
-        if graph.spread is not None and self.context.settings.backend == "gloo":
+        if graph.spread is not None and self.context.weights.through_host:
             return False  # sums that pass through the host
         recordable = all(graph.nodes[i].op.recordable for i in self._below if i != 0)
         return recordable and all(weight.recordable for weight in graph.weights) and recorder.works

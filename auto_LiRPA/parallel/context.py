@@ -85,12 +85,13 @@ class DistributedContext:
         """The context that `torchrun`'s environment describes; joins the other ranks if there are any.
 
         Args:
-            device: what to compute on; ``cuda`` becomes the GPU of this rank's number on its machine.
+            device: what to compute on; ``cuda`` becomes the GPU of this rank's number on its machine (with fewer GPUs
+                than ranks, and gloo, one of theirs).
             observer: told of every collective.
             decide: asked by all ranks together what ``mode: auto`` means; None: whole weights on every rank.
 
         Raises:
-            ConfigError: settings that contradict each other or the number of ranks.
+            ConfigError: settings that contradict each other or the number of ranks; fewer GPUs than ranks.
         """
         settings = settings or ParallelSettings()
         world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -104,13 +105,15 @@ class DistributedContext:
         rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
         place = torch.device(device)
         if place.type == "cuda":
+            _refuse_sharing(settings)
             place = torch.device("cuda", local % torch.cuda.device_count())
             torch.cuda.set_device(place)
         if observer is not None:
             observer.entering("join", tuple(range(world)))
         _join(settings, place, rank, world, None if observer is None else _WATCHED)
         counters = Counters()
-        everyone = Group(rank, world, counters, tuple(range(world)), dist.group.WORLD, observer)
+        through_host = place.type == "cuda" and settings.backend == "gloo"
+        everyone = Group(rank, world, counters, tuple(range(world)), dist.group.WORLD, observer, through_host)
         if decide is not None and settings.mode == "auto":
             if observer is not None:
                 observer.left()
@@ -200,6 +203,20 @@ class DistributedContext:
             with suppress(RankUnreachable):
                 self.world.barrier()
             dist.destroy_process_group()
+
+
+def _refuse_sharing(settings: ParallelSettings) -> None:
+    """NCCL wants a GPU for each rank. Through gloo, which copies to the host and back, ranks may share one.
+
+    Raises:
+        ConfigError: this machine has fewer GPUs than ranks.
+    """
+    gpus, ranks = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if ranks > gpus and settings.backend != "gloo":
+        raise ConfigError(
+            f"{ranks} ranks on a machine with {gpus} GPU{'s'[: gpus != 1]}: NCCL needs one for each; start {gpus} at"
+            " most, or let them share with parallel.backend = gloo, which is slow"
+        )
 
 
 def _join(

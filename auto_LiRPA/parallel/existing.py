@@ -31,7 +31,8 @@ def existing_world(world_size: int, rank: int | None = None, counters: Counters 
         raise ConfigError(
             f"world_size = {world_size}, rank = {rank}: the process group has {size} ranks, and this is number {mine}"
         )
-    return Group(mine, size, counters, tuple(range(size)), dist.group.WORLD)
+    through_host = dist.get_backend() == "gloo"
+    return Group(mine, size, counters, tuple(range(size)), dist.group.WORLD, through_host=through_host)
 
 
 def existing_context(

@@ -42,7 +42,10 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """``size`` ranks, of which this is number ``rank``; ``members``: their numbers in the world. Size 1: no-ops."""
+    """``size`` ranks, of which this is number ``rank``; ``members``: their numbers in the world. Size 1: no-ops.
+
+    ``through_host``: tensors of a GPU are copied to the host and back, as gloo knows no other memory.
+    """
 
     rank: int
     size: int
@@ -50,6 +53,7 @@ class Group:
     members: tuple[int, ...] = (0,)
     handle: Any = None  # torch.distributed.ProcessGroup
     observer: Observer | None = None
+    through_host: bool = False
 
     # -- tensors ---------------------------------------------------------------------------------------------------
     def gather(self, part: Tensor) -> Tensor:
@@ -68,20 +72,24 @@ class Group:
             return
         target = out.view(-1).view(torch.uint8)
         with self._counted(kind, target.numel(), out.device):
-            _gather_into(target, part.contiguous().view(-1).view(torch.uint8), group=self.handle)
+            mine = part.contiguous().view(-1).view(torch.uint8)
+            with self._reachable(target) as there:
+                _gather_into(there, mine.to(there.device), group=self.handle)
 
     def broadcast(self, tensor: Tensor, source: int) -> Tensor:
         """Rank ``source``'s content, in place."""
         if self.size > 1:
             with self._counted("broadcast", tensor.numel() * tensor.element_size(), tensor.device):
-                dist.broadcast(tensor.view(-1).view(torch.uint8), self.members[source], group=self.handle)
+                with self._reachable(tensor.view(-1).view(torch.uint8)) as there:
+                    dist.broadcast(there, self.members[source], group=self.handle)
         return tensor
 
     def total(self, tensor: Tensor) -> Tensor:
         """Sum over the ranks, in place: floats, in an order that depends on their number (tensor parallelism only)."""
         if self.size > 1:
             with self._counted("reduce", tensor.numel() * tensor.element_size(), tensor.device):
-                dist.all_reduce(tensor, group=self.handle)
+                with self._reachable(tensor) as there:
+                    dist.all_reduce(there, group=self.handle)
         return tensor
 
     def least(self, tensor: Tensor) -> Tensor:
@@ -95,12 +103,14 @@ class Group:
     def send(self, tensor: Tensor, to: int) -> None:
         """Give a contiguous tensor to rank ``to``, which calls `receive`."""
         with self._counted("send", tensor.numel() * tensor.element_size(), tensor.device):
-            dist.send(tensor.view(-1).view(torch.uint8), self.members[to], group=self.handle)
+            with self._reachable(tensor.view(-1).view(torch.uint8)) as there:
+                dist.send(there, self.members[to], group=self.handle)
 
     def receive(self, tensor: Tensor, source: int) -> Tensor:
         """Fill a contiguous tensor with what rank ``source`` sends."""
         with self._counted("receive", tensor.numel() * tensor.element_size(), tensor.device):
-            dist.recv(tensor.view(-1).view(torch.uint8), self.members[source], group=self.handle)
+            with self._reachable(tensor.view(-1).view(torch.uint8)) as there:
+                dist.recv(there, self.members[source], group=self.handle)
         return tensor
 
     # -- numbers and small objects: over the host's channel, no GPU is waited for --------------------------------------
@@ -174,6 +184,16 @@ class Group:
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.numbers([0.0])
+
+    @contextmanager
+    def _reachable(self, tensor: Tensor) -> Iterator[Tensor]:
+        """The tensor where the library reads and writes it; what it then holds is the tensor's content afterwards."""
+        if not (self.through_host and tensor.is_cuda):
+            yield tensor
+            return
+        there = tensor.cpu()
+        yield there
+        tensor.copy_(there)
 
     @contextmanager
     def _counted(self, kind: str, size: int, device: torch.device) -> Iterator[None]:

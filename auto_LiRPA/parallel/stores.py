@@ -17,7 +17,7 @@ def make_store(context: DistributedContext) -> ParameterStore:
     """An empty store of the context's mode. Tensor parallelism begins with whole weights, which it cuts up itself."""
     settings, buffers = context.settings, context.buffers
     if context.mode == "fsdp":
-        reads_peers = settings.backend == "auto" and context.device.type == "cuda"
+        reads_peers = settings.backend != "nccl" and context.device.type == "cuda"
         return ShardedStore(
             settings.block_mib, context.weights, buffers, context.device, settings.prefetch, reads_peers
         )

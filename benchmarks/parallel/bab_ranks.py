@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -79,6 +80,7 @@ def main() -> None:
                 prefetch=not options.no_prefetch,
                 timeout_s=120,
                 threads=measuring.cpu_threads(),
+                backend=measuring.backend(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
             )
             context = measuring.join(settings)
             label = options.mode if options.placements is None else name

@@ -71,6 +71,8 @@ def _command(options: argparse.Namespace, more: list[str]) -> list[str]:
         chosen.append(f"parallel.tp_intermediate={section.tp_intermediate}")
     if measuring.cpu_threads() != "auto":
         chosen.append(f"parallel.threads={measuring.cpu_threads()}")
+    if measuring.backend(options.ranks) != "auto":
+        chosen.append(f"parallel.backend={measuring.backend(options.ranks)}")
     ranks = ["--nproc", str(options.ranks)] if options.ranks > 1 else []
     device = ["--device", "cuda" if gpus() else "cpu"]
     sets = [word for one in chosen for word in ("--set", one)]
@@ -126,6 +128,7 @@ def figures(runs: list[Statistics]) -> Statistics:
         "parallel": run["parallel"],
         "ranks": ranks,
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "gpus": gpus(),
         "torch": torch.__version__,
     }
 

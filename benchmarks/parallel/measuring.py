@@ -47,6 +47,7 @@ def settings_of(
         tp_intermediate="ibp" if mode == "tp-ibp" else "exact",
         timeout_s=120,
         threads=cpu_threads(),
+        backend=backend(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
     )
 
 
@@ -208,6 +209,7 @@ def tell(context: DistributedContext, head: Figures, mine: Figures, out: Path | 
         **head,
         "world": context.world_size,
         "device": torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else "cpu",
+        "gpus": torch.cuda.device_count(),
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
         "command": command(context.world_size),
@@ -220,7 +222,8 @@ def tell(context: DistributedContext, head: Figures, mine: Figures, out: Path | 
         out.parent.mkdir(parents=True, exist_ok=True)
         with open(out, "a", encoding="utf-8") as file:
             file.write(line + "\n")
-    shown = {key: value for key, value in told.items() if key not in ("ranks", "torch", "device", "date", "command")}
+    left_out = ("ranks", "torch", "device", "gpus", "date", "command")
+    shown = {key: value for key, value in told.items() if key not in left_out}
     print(json.dumps(shown), flush=True)
     return told
 
@@ -240,6 +243,11 @@ def command(ranks: int) -> str:
 def world_size() -> int:
     """How many ranks torchrun started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def backend(local_ranks: int) -> Any:
+    """Ranks that share a GPU talk through gloo: their times say nothing, but their bits and bytes do."""
+    return "gloo" if 0 < torch.cuda.device_count() < local_ranks else "auto"
 
 
 def cpu_threads() -> Any:

@@ -32,7 +32,8 @@ from complete_verifier.problem import Clock, Problem
 logger = logging.getLogger(__name__)
 
 Wanted = Literal["unsat", "unknown"]
-_HALVINGS = 7  # of the interval in which CROWN begins to fail
+_HALVINGS = 8  # of the interval in which CROWN begins to fail
+_HALVINGS_OF_ATTACKS = 12  # of that in which an attack begins to succeed
 _RADII = 4  # tried, each half of the one before
 
 
@@ -89,10 +90,15 @@ class Finder:
         self.vnnlib.write_text(vnnlib(box, point.label, self._images.shape[0]), encoding="utf-8")
 
     def _between(self, wanted: Wanted, eps: float, label: int, other: int, most: int) -> Point | None:
-        """A mixture of two classes; None if CROWN fails at the pattern itself, or too many neurons are unstable."""
-        low, high = 0.0, 0.5
-        m_low, count = self._crown(label, other, low, eps)
-        m_high, _ = self._crown(label, other, high, eps)
+        """A mixture of two classes; None if CROWN fails at the pattern itself, or too many neurons are unstable.
+
+        Somewhere on the way to the other pattern, which the network calls by the other name, each method fails: CROWN
+        first, then alpha-CROWN; last of all an attack begins to succeed.
+        """
+        low, high = 0.0, 1.0
+        m_low, _ = self._crown(label, other, low, eps)
+        m_high, count = self._crown(label, other, high, eps)
+        logger.info("eps %.5f, %d to %d: CROWN's margins %.4f to %.4f", eps, label, other, m_low, m_high)
         if not m_low > 0 > m_high:
             return None
         for _ in range(_HALVINGS):
@@ -102,18 +108,14 @@ class Finder:
                 low, m_low = middle, margin
             else:
                 high, m_high, count = middle, margin, found
+        logger.info("mix %.4f: CROWN %.4f, %d unstable", high, m_high, count)
         if count > most:
             return None
-        slope = (m_high - m_low) / (high - low)
-        shares: tuple[float, ...]
         if wanted == "unsat":
-            alpha, _ = self._bounded(label, other, high, eps, "alpha-crown")
-            room, shares = alpha - m_high, (0.5, 0.25, 0.1, 0.0)
+            mixes = self._provable(label, other, high, eps, m_high, (m_high - m_low) / (high - low))
         else:
-            room, shares = self._attacked(self._box(label, other, high, eps), label) - m_high, (0.9, 0.75, 0.6)
-        logger.info("eps %.5f, mix %.4f: CROWN %.4f, room %.4f, %d unstable", eps, high, m_high, room, count)
-        for share in shares if room > 0 else ():
-            mix = high - (share * room + m_high) / slope if share else high
+            mixes = self._robust(label, other, high, eps)
+        for mix in mixes:
             point, after = self._point(label, other, mix, eps)
             logger.info("%s", point)
             if point.crown > 0:
@@ -123,6 +125,31 @@ class Finder:
             if wanted == "unknown" and point.alpha < 0 < point.sampled and self._stays_open(point, after):
                 return point
         return None
+
+    def _provable(
+        self, label: int, other: int, fails: float, eps: float, crown: float, slope: float
+    ) -> Sequence[float]:
+        """Mixtures that CROWN should fail at and alpha-CROWN prove, the farthest from both ends first.
+
+        ``fails``: where CROWN just does, with margin ``crown``; ``slope``: of that margin there.
+        """
+        alpha, _ = self._bounded(label, other, fails, eps, "alpha-crown")
+        logger.info("alpha-CROWN: %.4f there", alpha)
+        return [fails - (share * (alpha - crown) + crown) / slope for share in (0.5, 0.25, 0.1)] + [fails]
+
+    def _robust(self, label: int, other: int, fails: float, eps: float) -> Sequence[float]:
+        """Mixtures at which an attack just finds no counterexample, the nearest to where it does first."""
+        low, high = fails, 1.0
+        if self._attacked(self._box(label, other, low, eps), label) <= 0:
+            return ()
+        for _ in range(_HALVINGS_OF_ATTACKS):
+            middle = (low + high) / 2
+            if self._attacked(self._box(label, other, middle, eps), label) > 0:
+                low = middle
+            else:
+                high = middle
+        logger.info("an attack succeeds from mix %.5f on", high)
+        return [low - share * (low - fails) for share in (0.05, 0.15, 0.3, 0.5)]
 
     def _point(self, label: int, other: int, mix: float, eps: float) -> tuple[Point, IncompleteResult]:
         crown, undecided = self._crown(label, other, mix, eps)

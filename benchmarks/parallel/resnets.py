@@ -189,7 +189,18 @@ class Trained:
 
 
 def train(net: nn.Sequential, size: Size, seed: int, device: torch.device) -> Trained:
-    """A short training: first of the values alone, then the radius and the weight of the certified part grow."""
+    """A short training: first of the values alone, then the radius and the weight of the certified part grow.
+
+    One kind of GPU gives the same weights each time: a question is looked for anew on each machine.
+    """
+    torch.backends.cudnn.deterministic, before = True, torch.backends.cudnn.deterministic
+    try:
+        return _train(net, size, seed, device)
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
+def _train(net: nn.Sequential, size: Size, seed: int, device: torch.device) -> Trained:
     began = time.perf_counter()
     net.to(device).train()
     *body, last = net

@@ -40,6 +40,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--models", type=Path, default=Path("out/models"), help="networks that are made are kept here")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--budget", type=float, default=3600.0, help="seconds, after which no job is begun")
+    parser.add_argument("--share-gpus", action="store_true", help="more ranks than GPUs, by gloo: times say nothing")
     parser.add_argument("--show", action="store_true", help="run nothing")
     given = parser.parse_args(words)
     options = Options(
@@ -50,7 +51,8 @@ def main(words: list[str] | None = None) -> int:
         models=given.models.resolve(),
         configs=ROOT / "exp_configs" / "parallel",
     )
-    return max(_run(number, options, given.out, 0.0 if given.show else given.budget) for number in given.exp)
+    budget_s, most = 0.0 if given.show else given.budget, 0 if given.share_gpus else gpus()
+    return max(_run(number, options, given.out, budget_s, most) for number in given.exp)
 
 
 def load(number: int) -> Experiment:
@@ -60,13 +62,13 @@ def load(number: int) -> Experiment:
     return found
 
 
-def _run(number: int, options: Options, out: Path, budget_s: float) -> int:
+def _run(number: int, options: Options, out: Path, budget_s: float, most_ranks: int) -> int:
     experiment = load(number)
     stem = f"exp{number}_reduced" if options.reduced else f"exp{number}"
     kept = out / f"{stem}.jsonl"
     wrong = []
     if budget_s > 0:
-        held, too_many = _possible(experiment.jobs(options))
+        held, too_many = _possible(experiment.jobs(options), most_ranks)
         wrong = run_jobs(held, kept, budget_s) + too_many
     figures = [one for one in read(kept) if "done" not in one]
     checks = list(experiment.checks(figures))
@@ -80,15 +82,22 @@ def _run(number: int, options: Options, out: Path, budget_s: float) -> int:
     return 1 if wrong or broken else 0
 
 
-def _possible(jobs: Iterable[Job]) -> tuple[list[Job], list[str]]:
-    """The jobs that this machine can run, and a line for each that needs more GPUs than it has."""
-    most, held, not_held = gpus(), [], []
+def _possible(jobs: Iterable[Job], most: int) -> tuple[list[Job], list[str]]:
+    """The jobs that this machine can run, and a line for each that needs more GPUs than it has (0: no matter)."""
+    held, not_held = [], []
     for job in jobs:
-        if most and job.ranks > most:
-            not_held.append(f"not run: needs {job.ranks} GPUs, this machine has {most}: {job.key}")
+        needed = max(job.ranks, started(job))
+        if most and needed > most:
+            not_held.append(f"not run: needs {needed} GPUs, this machine has {most}: {job.key}")
         else:
             held.append(job)
     return held, not_held
+
+
+def started(job: Job) -> int:
+    """Ranks that the job's script starts itself."""
+    words = job.arguments
+    return int(words[words.index("--ranks") + 1]) if "--ranks" in words else 1
 
 
 def report(experiment: Experiment, figures: list[Figures], checks: list[Check], wrong: list[str]) -> str:
@@ -126,9 +135,15 @@ def _told(table: Table) -> str:
 
 
 def _where(figures: list[Figures]) -> str:
-    places = dict.fromkeys((one.get("device"), one.get("torch"), one.get("date")) for one in figures)
+    """Devices and dates; ranks that shared a GPU are named, as nothing can be said of their speed."""
+    places = dict.fromkeys((_device(one), one.get("torch"), one.get("date")) for one in figures)
     known = [f"{device}, torch {version}, {date}" for device, version, date in places if device]
     return "; ".join(known) or "nothing yet"
+
+
+def _device(one: Figures) -> str | None:
+    device, ranks, there = one.get("device"), one.get("world", 1), one.get("gpus", 0)
+    return f"{ranks} ranks on {there} {device} through gloo" if 0 < there < ranks else device
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
-"""The equality matrix: ways to lay out ranks, tasks that each of them does, and the function that a rank runs."""
+"""The equality matrix: ways to lay out ranks, tasks that each of them does, and the function that a rank runs.
+
+`MATRIX_DEVICE=cuda` in the environment computes on GPUs; ranks share them, through gloo, where there are too few.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import traceback
@@ -21,6 +25,7 @@ from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.parallel import tiles as tiling
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.settings import ParallelSettings
+from auto_LiRPA.parallel.store import LocalStore, LocalWeight, ParameterStore, Weight, accepted
 from auto_LiRPA.parallel.stores import make_store
 from auto_LiRPA.values import Box
 from complete_verifier.bab import nonlinear_search, schedule_synchronous
@@ -37,6 +42,7 @@ from tests.parallel.patches import replaced_everywhere
 Kind = Literal["ibp", "crown", "fixed", "keep", "stream", "bab"]
 BOUND_KINDS: tuple[Kind, ...] = ("ibp", "crown", "fixed", "keep", "stream")
 ITERATIONS = 2
+DEVICE = os.environ.get("MATRIX_DEVICE", "cpu")
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,13 @@ class Layout:
             tp_intermediate=self.tp_intermediate,
             timeout_s=60,
             threads=1,
+            backend=_backend(),
         )
+
+
+def _backend() -> Literal["gloo", "auto"]:
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return "gloo" if DEVICE == "cuda" and ranks > torch.cuda.device_count() else "auto"
 
 
 @dataclass(frozen=True)
@@ -139,7 +151,8 @@ def run(case: tuple[float, list[tuple[Layout, list[Task]]]]) -> dict[tuple[str, 
     """Every task of every line on this rank; begins none after so many seconds."""
     seconds, lines = case
     found: dict[tuple[str, Task], Found] = {}
-    world = DistributedContext.from_env(ParallelSettings(rows="shard", timeout_s=60, threads=1)).world
+    first = ParallelSettings(rows="shard", timeout_s=60, threads=1, backend=_backend())
+    world = DistributedContext.from_env(first, DEVICE).world
     began = time.monotonic()
     for layout, tasks in lines:
         for task in tasks:
@@ -159,10 +172,9 @@ def run(case: tuple[float, list[tuple[Layout, list[Task]]]]) -> dict[tuple[str, 
 def compute(layout: Layout, task: Task) -> Found:
     """One task in one layout."""
     began, cpu = time.monotonic(), time.process_time()
-    context = DistributedContext.from_env(layout.settings(task.net))
-    net = NETS[task.net]
+    context = DistributedContext.from_env(layout.settings(task.net), DEVICE)
     store = make_store(context)
-    graph = net.make(store, task.dtype)
+    graph = _graph(task, store, context)
     with _watched_cuts() as cuts:
         found = (_search if task.kind == "bab" else _bounds)(graph, task, context)
     counters = context.counters
@@ -173,6 +185,19 @@ def compute(layout: Layout, task: Task) -> Found:
     facts.weight_bytes = store.weight_bytes()
     facts.seconds, facts.cpu_seconds = time.monotonic() - began, time.process_time() - cpu
     return found
+
+
+def _graph(task: Task, store: ParameterStore, context: DistributedContext) -> Graph:
+    """The network with its weights in the store, on the context's device."""
+    net = NETS[task.net]
+    if context.device.type == "cpu":
+        return net.make(store, task.dtype)
+
+    def placed(weight: Weight) -> Weight:
+        assert isinstance(weight, LocalWeight)
+        return store.load(weight.tensor, task.dtype, context.device, accepted)
+
+    return net.make(LocalStore(BLOCK_MIB), task.dtype).mapped(lambda tensor: tensor.to(context.device), placed)
 
 
 @contextmanager
@@ -200,7 +225,7 @@ def specification(dtype: torch.dtype) -> Tensor:
 def _bounds(graph: Graph, task: Task, context: DistributedContext) -> Found:
     """Bounds of margins and of outputs, through the public interface; the boxes of the hidden neurons too."""
     net = NETS[task.net]
-    x = center(task.net, graph, task.dtype)
+    x = center(task.net, graph, task.dtype).to(context.device)
     options = {"optimize_bound_args": {"iteration": ITERATIONS, "lr_alpha": 0.1}}
     optimised = task.kind not in ("ibp", "crown")
     if optimised:
@@ -211,7 +236,7 @@ def _bounds(graph: Graph, task: Task, context: DistributedContext) -> Found:
     with torch.no_grad():
         if optimised:
             lower, upper = bounded.compute_bounds(
-                x=(box,), C=specification(task.dtype), method=method, bound_upper=False
+                x=(box,), C=specification(task.dtype).to(x.device), method=method, bound_upper=False
             )
             upper = lower
         else:
@@ -221,7 +246,7 @@ def _bounds(graph: Graph, task: Task, context: DistributedContext) -> Found:
     for node, interval in bounded._last.boxes.items():
         name = nodes[node].name
         tensors[f"lower of {name}"], tensors[f"upper of {name}"] = interval.lower, interval.upper
-    return Found({name: tensor.clone() for name, tensor in tensors.items()})
+    return Found({name: tensor.clone().cpu() for name, tensor in tensors.items()})
 
 
 def problem_of(
@@ -231,14 +256,19 @@ def problem_of(
 
     There is all the time in the world: what the incomplete stage leaves out for lack of time depends on the machine.
     """
-    x = center(net, graph, dtype)
+    x = center(net, graph, dtype).to(context.device)
     values = [x]
     for node in graph.nodes[1:]:
         values.append(node.op.forward(*(values[i] for i in node.inputs)))
     y = values[graph.output].flatten()
-    c = specification(dtype)[0, :3].unsqueeze(1)
+    c = specification(dtype)[0, :3].unsqueeze(1).to(x.device)
     rhs = (c[:, 0] @ y - slack).unsqueeze(1)
-    spec = Clauses(c, rhs, torch.zeros(3, dtype=torch.int64), torch.zeros(3, 1, dtype=torch.bool))
+    spec = Clauses(
+        c,
+        rhs,
+        torch.zeros(3, dtype=torch.int64, device=x.device),
+        torch.zeros(3, 1, dtype=torch.bool, device=x.device),
+    )
     alpha = AlphaSettings(iterations=ITERATIONS, lr_alpha=0.25)
     return Problem(
         graph, Box(x - radius, x + radius), spec, context, BoundSettings(alpha=alpha), Clock(time.monotonic(), 1e9)
@@ -264,7 +294,7 @@ def _search(graph: Graph, task: Task, context: DistributedContext) -> Found:
             replace(BAB, max_iterations=chosen.rounds, method=chosen.method),
             on_progress=lambda p: progress.append((p.round, p.domains_open, p.domains_visited, p.worst_bound)),
         )
-    found.tensors["root"] = start.lower
+    found.tensors["root"] = start.lower.cpu()
     found.numbers = {
         "closed": result.closed,
         "stopped_by": result.stopped_by,

@@ -2,6 +2,8 @@
 
 The reference is one process that was started without a thread count; ranks come from one launch per number of ranks,
 and once from plain torchrun. `tests.parallel.matrix` has the layouts' meaning, `tests.parallel.networks` the networks.
+
+On GPUs, even if all ranks share one: MATRIX_DEVICE=cuda python -m pytest tests/parallel/test_matrix.py
 """
 
 from __future__ import annotations
@@ -127,7 +129,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, count: Callable[[int, int
     limit = 1200.0 if full else 400.0
 
     def make() -> dict[int, Outcome]:
-        reference = launch([Launch(1, RUN, (60.0, [(SINGLE, reference_tasks(full))]))], {"OMP_NUM_THREADS": None})
+        alone = Launch(1, RUN, (limit, [(SINGLE, reference_tasks(full))]), timeout_s=limit + 30)
+        reference = launch([alone], {"OMP_NUM_THREADS": None})
         several = [Launch(p, RUN, (limit, lines(p, full)), timeout_s=limit + 30) for p in RANKS]
         ranks = launch(several, {"OMP_NUM_THREADS": "1"})
         return dict(zip((0, *RANKS), (*reference, *ranks), strict=True))

@@ -58,12 +58,15 @@ class ABCROWN:
         started, loaded = time.monotonic(), self._loaded
         warned = check_supported(loaded)
         several = is_dataset(loaded.config) or is_list(loaded.config)
-        if not several and Layout.of(loaded) is not None:
+        layout = Layout.of(loaded)
+        if not several and layout is not None:
             raise ConfigError(
                 f"--nproc {loaded.options.nproc}: this process is one rank; run the command abcrown, or torchrun"
             )
         if Seat.of_environment() is not None:
-            refuse_several(loaded, is_list(loaded.config), launching=False)
+            refuse_several(loaded, is_list(loaded.config), machines=None)
+        elif layout is not None:
+            refuse_several(loaded, is_list(loaded.config), layout.nnodes)
         interrupts = HostInterrupts()
         display_of = make_display(loaded.options.quiet) if speaks() else Mute()
         with undisturbed(), interrupts.installed(), display_of as display:
@@ -82,7 +85,7 @@ def _several(loaded: LoadedConfig, display: Display, interrupts: HostInterrupts)
     if is_dataset(loaded.config):
         from complete_verifier.driver.examples import run_examples
 
-        run_examples(loaded, display, interrupts)
+        run_examples(loaded, display, interrupts, by_ranks=Layout.of(loaded) is not None)
         asked: set[int] | None = None
     else:
         from complete_verifier.driver.instances import listed_instances

@@ -93,7 +93,7 @@ def specification(c: object, graph: Graph, x: PerturbedInput) -> Tensor | None:
     if not isinstance(c, Tensor):
         raise SpecError(f"compute_bounds: C is {type(c).__name__}: expected a tensor [batch, rows, outputs]")
     n_out = graph.nodes[graph.output].size
-    if c.ndim > 3 and c[0, 0].numel() == n_out:
+    if c.ndim > 3 and math.prod(c.shape[2:]) == n_out:
         c = c.flatten(2)
     if c.ndim != 3 or c.shape[0] not in (1, x.batch) or c.shape[2] != n_out or c.shape[1] == 0:
         raise SpecError(
@@ -146,7 +146,7 @@ def ending_at(graph: Graph, name: str | None) -> Graph:
     if name is None or name == graph.nodes[graph.output].name:
         return graph
     node = find_node(graph, name, "final_node_name")
-    return replace(graph, nodes=graph.nodes[: node.id + 1], output=node.id, output_batched=True)
+    return replace(graph, nodes=graph.nodes[: node.id + 1], output=node.id, output_batched=True, scalar_output=False)
 
 
 def refuse(**given: object) -> None:

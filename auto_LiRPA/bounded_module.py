@@ -207,7 +207,8 @@ class BoundedModule(nn.Module):
             )
             context = self._context(given_x.values.device)
             bounds = compute(graph, given_x.region(), query, chosen, context, self._options.bounds)
-            shape = (given_x.batch, *graph.output_shape) if rows is None else None
+            per_sample = () if graph.scalar_output else graph.output_shape
+            shape = (given_x.batch, *per_sample) if rows is None else None
             lower, upper = _shaped(bounds.lower, shape), _shaped(bounds.upper, shape)
         self._remember(given_x, graph, bounds, chosen, (lower, upper), whole=rows is None)
         return (lower, upper, _coefficients(graph, bounds)) if return_A else (lower, upper)

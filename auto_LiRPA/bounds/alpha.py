@@ -193,7 +193,8 @@ def _stream_boxes(
                 graph, rows, region, relaxations, one_by_one, seconds_left=clock, agree=_agree(context)
             ).lower
 
-        return join_tiles(start.tiles, each_tile(context, len(start.tiles), compute, start.result_like(region)))
+        like = start.result_like(region)
+        return join_tiles(start.tiles, each_tile(context, len(start.tiles), compute, like, first=start.first))
 
     return crown_boxes(graph, region, context, settings, given, bounder)
 
@@ -222,7 +223,7 @@ class _Joint:
         for start in self.starts:
             # shared slopes belong to all ranks: each has its copy, and they go the same way
             shared = settings.share_alphas
-            for position in range(1) if shared else own(context.rows, len(start.tiles)):
+            for position in range(1) if shared else own(context.rows, len(start.tiles), start.first):
                 rows = 1 if shared else 2 * start.tiles[position].height
                 self.slopes[(start.node, position)] = self._initial(start.node, rows)
         for position in own(context.rows, len(spec.tiles)):
@@ -361,7 +362,7 @@ class _Joint:
 
         last = len(start.tiles) - 1
         like = start.result_like(self.region)
-        return join_tiles(start.tiles, each_tile(self.context, len(start.tiles), compute, like, idle))
+        return join_tiles(start.tiles, each_tile(self.context, len(start.tiles), compute, like, idle, start.first))
 
     def _pass(self, rows: Rows, relaxations: Relaxations, slopes: Slopes, key: tuple[int, int]) -> Tensor:
         """One tile's bounds ``[B, T]``; its coefficients are kept for the gradient where memory allows."""
@@ -404,7 +405,7 @@ class _Joint:
             w = _padded(weight[:, tile.start : tile.stop], tile.height)
             return self.spec.rows(self.graph, position, self.sign), w
 
-        self._start_gradients(FINAL, len(self.spec.tiles), final_tile, relaxations, gradients)
+        self._start_gradients(FINAL, len(self.spec.tiles), 0, final_tile, relaxations, gradients)
         for start in reversed(self.starts):
             seed = self.sums.box(start.node)
             if seed is None:
@@ -423,13 +424,14 @@ class _Joint:
                 w = torch.cat([_padded(side, tile.height) for side in sides], 1)
                 return start.rows(self.graph, position), w
 
-            self._start_gradients(start.node, len(start.tiles), tile_of, relaxations, gradients)
+            self._start_gradients(start.node, len(start.tiles), start.first, tile_of, relaxations, gradients)
         return gradients
 
     def _start_gradients(
         self,
         start: int,
         count: int,
+        first: int,
         tile_of: Callable[[int], tuple[Rows, Tensor]],
         relaxations: Relaxations,
         gradients: dict[tuple[int, int], Mapping[int, Tensor]],
@@ -438,7 +440,7 @@ class _Joint:
         rows = self.context.rows
         alone = rows.size == 1 and self.context.weights.size == 1
         shared = start != FINAL and self.settings.share_alphas
-        for turn, (position, mine) in enumerate(slots(rows, count)):
+        for turn, (position, mine) in enumerate(slots(rows, count, first)):
             if alone:
                 self.context.check_time()
             elif self.context.weights.size > 1 or turn % TURNS == 0:
@@ -448,7 +450,7 @@ class _Joint:
                 found = self._tile_gradient(start, position, tile_of(position), relaxations, mine)
             if found is not None and not shared:
                 gradients[(start, position)] = found.slopes
-            self.sums.add(start, found, count - turn * rows.size, shared, self.spec.c)
+            self.sums.add(start, found, count - turn * rows.size, shared, self.spec.c, first)
         if shared:
             gradients[(start, 0)] = self.sums.slopes()
 

@@ -18,9 +18,12 @@ from auto_LiRPA.bounds.backward import Slopes, backward, concretize
 from auto_LiRPA.bounds.final import spec_tiles
 from auto_LiRPA.bounds.intermediate import cut_rows
 from auto_LiRPA.bounds.interval import IntervalWalk, exact_nodes
+from auto_LiRPA.bounds.methods import Method, Query, wide_of
 from auto_LiRPA.bounds.optimize import initial_slopes
 from auto_LiRPA.bounds.rows import NeuronList, Rows, neuron_rows
+from auto_LiRPA.bounds.settings import BoundSettings
 from auto_LiRPA.bounds.sweep import sweep
+from auto_LiRPA.bounds.wide import WideLayer, WideLoop, largest_radius
 from auto_LiRPA.graph.ir import Graph, Node
 from auto_LiRPA.graph.tensor_parallel import tensor_parallel
 from auto_LiRPA.operators.base import NonlinearOperator, Relaxation
@@ -35,6 +38,7 @@ from auto_LiRPA.parallel.memory_model import (
     PassFacts,
     Tiles,
     WeightFacts,
+    WideFacts,
 )
 from auto_LiRPA.parallel.meter import Meter
 from auto_LiRPA.parallel.settings import ParallelSettings
@@ -180,7 +184,8 @@ class Asked:
     """What the call is about. ``spec_rows`` None: both bounds of every output.
 
     ``undecided``: the share of a layer's neurons that get a backward pass; ``known``: their numbers by node, where
-    those are known. ``unstable``: the same of the neurons that carry slopes after it.
+    those are known. ``unstable``: the same of the neurons that carry slopes after it. ``boxes``: as in `Query`;
+    ``one_radius``: the batch's boxes differ in their centres only.
     """
 
     batch: int = 1
@@ -190,6 +195,9 @@ class Asked:
     unstable: Mapping[int, int] = field(default_factory=dict)
     alpha: AlphaMode = "none"
     share_slopes: bool = False
+    boxes: bool = True
+    one_radius: bool = True
+    bounds: BoundSettings = field(default_factory=BoundSettings)
 
 
 def examine(shapes: ShapeGraph, dtype: torch.dtype, asked: Asked) -> Facts:
@@ -212,10 +220,17 @@ class _DryRun:
                 torch.empty(self.asked.batch, *self.graph.input_shape, dtype=self.dtype, device=META) for _ in range(2)
             )
             self.region = Box(lower, upper)
+            del lower, upper
+            wide = self._wide_layer()
+            if wide is not None:
+                return self._walks(wide)
             walk, boxes, interval = self._layers()
             state = self.meter.live
             self._final()
             del walk, boxes
+        return self._found(state, interval)
+
+    def _found(self, state: int, interval: Count, wide: WideFacts | None = None) -> Facts:
         return Facts(
             weights=tuple(weight.facts() for weight in self.shapes.weights),
             constants=self.shapes.constants(),
@@ -224,7 +239,51 @@ class _DryRun:
             passes=tuple(self.passes),
             alpha=self.asked.alpha,
             share_slopes=self.asked.share_slopes,
+            wide=wide,
         )
+
+    # -- a very wide layer ---------------------------------------------------------------------------------------------
+    def _wide_layer(self) -> WideLayer | None:
+        """The layer that the engine would bound block by block."""
+        if self.asked.alpha != "none":
+            return None
+        with self.meter.paused():
+            return wide_of(self.graph, self.region, Query(boxes=self.asked.boxes), Method.CROWN, self.asked.bounds)
+
+    def _walks(self, wide: WideLayer) -> Facts:
+        """What a call keeps, and walks of up to three tiles: more of them only hold more."""
+        loops: list[WideLoop] = []
+        start = self._counted(lambda: loops.append(self._loop(wide)), kept=True)
+        (loop,) = loops
+        state = self.meter.live
+        one = self._counted(lambda: loop.bounded(loop.tiles[:1]))
+        self._cut_off(loop)
+        two, three = (self._counted(partial(loop.bounded, loop.tiles[:count])) for count in (2, 3))
+        tiles = Tiles(self.asked.batch, loop.tiles[0].height, len(loop.tiles))
+        results = tiles.height * loop.rows * len(loop.signs) * self.dtype.itemsize
+        more = three.peak - two.peak
+        return self._found(state, start, WideFacts(tiles, loop.tiles_a_walk(), results, one, two, more))
+
+    def _cut_off(self, loop: WideLoop) -> None:
+        """From now on it walks over the first two blocks: the others make the same."""
+        weight, store = loop.layer.weight, self.shapes.store
+        first = min(weight.shape[0], 2 * store.rows_per_block(weight.shape, weight.dtype.itemsize))
+        loop.layer = replace(loop.layer, weight=ShapeWeight((first, *weight.shape[1:]), weight.dtype, store))
+
+    def _loop(self, wide: WideLayer) -> WideLoop:
+        """As the engine makes it. Whether radii are alike are numbers, which nobody has here."""
+        count, one_radius = self.asked.spec_rows, self.asked.one_radius
+
+        def radius(boxes: Interval) -> Tensor | None:
+            largest, _ = largest_radius(boxes)
+            return largest if one_radius else None
+
+        c = None
+        if count is not None:
+            c = torch.empty(1, count, self.graph.nodes[self.graph.output].size, dtype=self.dtype, device=META)
+        signs = (-1, 1) if count is None else (1,)
+        intersects = self.asked.bounds.compare_with_ibp
+        return WideLoop(self.graph, wide, self.region, c, self.shapes.context, signs, intersects, radius)
 
     def _layers(self) -> tuple[IntervalWalk, dict[int, Interval], Count]:
         """All that a call keeps, and what the interval steps are, the most that one makes beside it."""
@@ -307,9 +366,7 @@ class _DryRun:
         with self.meter.paused():
             started = rows()
             height = started.coef.shape[1]
-            variables = initial_slopes(
-                self.graph, node, self.relaxations, self.asked.batch, 1 if one_set else height
-            )
+            variables = initial_slopes(self.graph, node, self.relaxations, self.asked.batch, 1 if one_set else height)
             slopes = sum(v.numel() * v.element_size() for v in variables.values()) * (height if one_set else 1)
             del started
         bounded = self._counted(lambda: self._bound(rows, variables))

@@ -17,7 +17,7 @@ from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.base import NonlinearOperator, Relaxation
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.sharing import each_tile
-from auto_LiRPA.parallel.tiles import Tile, cut, tile_height
+from auto_LiRPA.parallel.tiles import Tile, cut, pieces, tile_height
 from auto_LiRPA.values import Interval, Region
 from auto_LiRPA.values.windows import neighbour_order
 
@@ -28,12 +28,14 @@ Boxes = Mapping[int, Interval]
 class StartNode:
     """A node with neurons that were bounded by backward passes: which ones (flat), in which tiles.
 
-    The neurons are sorted, but on a feature map, where neighbours come together (`neighbour_order`).
+    The neurons are sorted, but on a feature map, where neighbours come together (`neighbour_order`). ``first``: the
+    rank (modulo their number) that has the first tile, as many as there are tiles of the nodes before.
     """
 
     node: int
     neurons: NeuronList
     tiles: tuple[Tile, ...]
+    first: int = 0
 
     @property
     def index(self) -> Tensor:
@@ -81,12 +83,15 @@ def widest(graph: Graph, node_id: int) -> int:
 def cut_rows(graph: Graph, node_id: int, count: int, batch: int, context: DistributedContext, itemsize: int) -> tuple[
     Tile, ...
 ]:
-    """Tiles for ``count`` of a node's neurons: the height comes from the model, the dtype and the setting only."""
-    node = graph.nodes[node_id]
-    on_map = len(node.shape) > 1
-    height = tile_height(
-        node.size, widest(graph, node_id), itemsize, batch, context.settings.tile_rows, on_map
-    )
+    """Tiles for ``count`` of a node's neurons: the height comes from the model, the dtype and the setting.
+
+    With the setting `auto` also from ``count`` where that is small; never from the number of ranks.
+    """
+    node, most = graph.nodes[node_id], widest(graph, node_id)
+    setting = context.settings.tile_rows
+    height = tile_height(node.size, most, itemsize, batch, setting, on_map=len(node.shape) > 1)
+    if setting == "auto":
+        height = min(height, -(-count // pieces(count, most, itemsize, batch)))
     return cut(count, height)
 
 
@@ -151,7 +156,7 @@ def crown_boxes(
                 mask = _undecided(graph, source, node.op.needs_tightening(*cheap)[position], walk)
                 box, start = _tighten(
                     graph, source, cheap[position], mask, region, relaxations, context, settings,
-                    source in settled, source in exact_rows, bounder or bound_tiles,
+                    source in settled, source in exact_rows, bounder or bound_tiles, sum(len(s.tiles) for s in starts),
                 )
                 if source in given.reference:
                     box = box.intersect(given.reference[source])
@@ -185,6 +190,7 @@ def _tighten(
     settled: bool,
     every: bool,
     bounder: Bounder,
+    first: int,
 ) -> tuple[Interval, StartNode | None]:
     """Backward bounds where ``mask`` asks for them, or for ``every`` neuron; elsewhere the interval bounds stay."""
     if settled:
@@ -199,7 +205,7 @@ def _tighten(
     batch = cheap.lower.shape[0]
     tiles = cut_rows(graph, node_id, len(index), batch, context, cheap.lower.element_size())
     neurons = NeuronList.of(index, cheap.lower.dtype)
-    start = StartNode(node_id, neurons, tiles)
+    start = StartNode(node_id, neurons, tiles, first)
     found = bounder(graph, start, region, relaxations, context)
     return merge(cheap, index, found, settings.compare_with_ibp), start
 
@@ -236,7 +242,8 @@ def bound_tiles(
 ) -> Interval:
     """Bounds ``[B, u]`` of a start node's neurons, tile by tile."""
     compute = TilePasses(graph, start.node, start.neurons, start.tiles, region, relaxations, context)
-    return join_tiles(start.tiles, each_tile(context, len(start.tiles), compute, start.result_like(region)))
+    like = start.result_like(region)
+    return join_tiles(start.tiles, each_tile(context, len(start.tiles), compute, like, first=start.first))
 
 
 def join_tiles(tiles: tuple[Tile, ...], parts: list[Tensor]) -> Interval:

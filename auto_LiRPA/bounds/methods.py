@@ -149,7 +149,7 @@ def compute(
         return _forward_sides(graph, region, query, middle, output, settings)
     if method is Method.ALPHA_CROWN:
         return _alpha_sides(graph, region, query, context, settings)
-    wide = _wide(graph, region, query, method, settings)
+    wide = wide_of(graph, region, query, method, settings)
     if wide is not None:
         found = wide_bounds(graph, wide, region, query.c, context, _signs(query), settings.compare_with_ibp)
         return _bounds({sign: Side(bound) for sign, bound in found.items()}, {})
@@ -157,7 +157,7 @@ def compute(
     return _crown_sides(graph, region, query, middle, context, settings)
 
 
-def _wide(graph: Graph, region: Region, query: Query, method: Method, settings: BoundSettings) -> WideLayer | None:
+def wide_of(graph: Graph, region: Region, query: Query, method: Method, settings: BoundSettings) -> WideLayer | None:
     """The layer to be bounded block by block, where the query leaves that open."""
     kept = query.boxes or query.coefficients or query.given.fixed or query.given.reference
     if kept or not _signs(query) or method not in (Method.CROWN, Method.CROWN_IBP):

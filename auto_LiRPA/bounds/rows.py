@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -153,9 +154,19 @@ def _one_hot(index: Tensor, value: Tensor, width: int, both: bool) -> Tensor:
 
 def _within(index: Tensor, shape: tuple[int, ...], window: Window) -> Tensor:
     """Flat neurons of the whole value as flat neurons of the window."""
-    positions = torch.unravel_index(index, shape)
+    positions = _positions(index, shape)
     inside = [positions[0], *(p - start for p, start in zip(positions[1:], window.start, strict=True))]
     return _flat(inside, (shape[0], *window.size))
+
+
+def _positions(flat: Tensor, shape: Sequence[int]) -> list[Tensor]:
+    """Flat neurons as positions along each axis. torch's own function pulls in a computer algebra system (a second),
+    and an alarm in the middle of that import would leave it broken for the rest of the process."""
+    positions = []
+    for size in reversed(shape[1:]):
+        positions.append(flat % size)
+        flat = flat // size
+    return [flat, *reversed(positions)]
 
 
 def _flat(positions: list[Tensor], shape: tuple[int, ...]) -> Tensor:
@@ -195,7 +206,7 @@ def _own_neurons(node: Node, place: Sharded, spread: Spread, neurons: NeuronList
     first, last = spread.range(node.id)
     # the window depends on the whole tile, so that it is the same on every rank
     window = window_of(node.shape, neurons.host) if place.axis == 0 else None
-    positions = list(torch.unravel_index(neurons.index, node.shape))
+    positions = _positions(neurons.index, node.shape)
     shape = list(spread.shapes[node.id])
     if window is not None:
         positions[1:] = [p - start for p, start in zip(positions[1:], window.start, strict=True)]

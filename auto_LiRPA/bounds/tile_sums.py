@@ -10,6 +10,7 @@ from torch import Tensor
 
 from auto_LiRPA.bounds.sweep import Gradient
 from auto_LiRPA.parallel.groups import Group
+from auto_LiRPA.parallel.sharing import owner
 from auto_LiRPA.values import Interval
 
 Key = tuple[str, int]  # what of which node: "lower" and "upper" of its box, "slopes"
@@ -36,18 +37,20 @@ class TileSums:
         """Forget the sums of the last iteration."""
         self._totals, self._packed, self._sum = {}, [], None
 
-    def add(self, start: int, found: Gradient | None, left: int, shared: bool, like: Tensor) -> None:
+    def add(self, start: int, found: Gradient | None, left: int, shared: bool, like: Tensor, first: int) -> None:
         """Take in this rank's tile of one turn, in which the ranks together have ``left`` tiles from here on.
 
         Args:
             found: None where the rank has no tile in this turn.
             shared: whether slopes are summed too, over a tile's rows first.
             like: of the parts' dtype and device.
+            first: the rank that has the start node's first tile.
         """
         mine = {} if found is None else _parts(found, shared)
         if start not in self._layouts:
             layout = [(key, tuple(part.shape)) for key, part in mine.items()]
-            self._layouts[start] = self._rows.same_object(layout)  # rank 0 has a tile in every turn
+            source = first % self._rows.size  # has a tile in every turn
+            self._layouts[start] = self._rows.same_object(layout, source)
         size = sum(torch.Size(shape).numel() for _, shape in self._layouts[start])
         packed = like.new_zeros(size)
         if mine:
@@ -57,15 +60,16 @@ class TileSums:
         turns = max(1, min(TURNS, int(GATHERED_MIB * 2**20) // max(1, bytes_of_turn))) if self._rows.size > 1 else 1
         last = left <= self._rows.size
         if last or len(self._packed) == turns:
-            self._gather((len(self._packed) - 1) * self._rows.size + min(left, self._rows.size))
+            self._gather((len(self._packed) - 1) * self._rows.size + min(left, self._rows.size), first)
         if last:
             self._finish(self._layouts[start])
 
-    def _gather(self, present: int) -> None:
-        """Add what all ranks have packed, turn by turn and in each turn rank by rank: that is the tiles' order."""
-        every = self._rows.gather(torch.stack(self._packed)).transpose(0, 1).flatten(0, 1)
+    def _gather(self, present: int, first: int) -> None:
+        """Add what all ranks have packed, in the tiles' order: turn by turn, in each from the ``first`` rank on."""
+        every = self._rows.gather(torch.stack(self._packed))  # [P, turns, ...]
         self._packed = []
-        for part in every[:present]:
+        for position in range(present):
+            part = every[owner(self._rows, position, first), position // self._rows.size]
             self._sum = part.clone() if self._sum is None else self._sum.add_(part)
 
     def _finish(self, layout: list[tuple[Key, tuple[int, ...]]]) -> None:

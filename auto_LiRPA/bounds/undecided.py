@@ -18,7 +18,7 @@ def undecided_starts(graph: Graph, base: Intermediate, context: DistributedConte
 
     The relaxation of every other neuron is exact whatever its box, so that its bounds have no gradient either.
     """
-    found = []
+    found: list[StartNode] = []
     for start in base.starts:
         box = base.boxes[start.node]
         mask = torch.zeros_like(box.lower, dtype=torch.bool)
@@ -30,9 +30,10 @@ def undecided_starts(graph: Graph, base: Intermediate, context: DistributedConte
                 for source, wanted in zip(inputs, asked, strict=True):
                     mask = mask | wanted if source == start.node else mask
         index = start.index[mask.flatten(1).any(0)[start.index]]
+        dealt = sum(len(one.tiles) for one in found)
         if len(index) == len(start.index):
-            found.append(start)
+            found.append(replace(start, first=dealt))
         elif len(index):
             tiles = cut_rows(graph, start.node, len(index), box.lower.shape[0], context, box.lower.element_size())
-            found.append(replace(start, neurons=NeuronList.of(index, start.neurons.dtype), tiles=tiles))
+            found.append(replace(start, neurons=NeuronList.of(index, start.neurons.dtype), tiles=tiles, first=dealt))
     return tuple(found)

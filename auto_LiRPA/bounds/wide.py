@@ -8,7 +8,7 @@ elements of a tile of the batch, S rows, R rows with both signs, n what the laye
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,7 @@ from auto_LiRPA.operators.linear import Linear
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.sharing import OUT_OF_TIME, in_order
 from auto_LiRPA.parallel.store import MIB, Block
-from auto_LiRPA.parallel.tiles import Tile, cut
+from auto_LiRPA.parallel.tiles import Tile, cut, walks
 from auto_LiRPA.values import Interval, Region
 
 # Rows of one sign that a tile of the batch has under `tile_rows: auto`, and the neurons of one step: products of this
@@ -106,7 +106,7 @@ def wide_bounds(
     Raises:
         OutOfTime: some rank's deadline has passed; all ranks raise it.
     """
-    lower = _Loop(graph, wide, region, c, context, signs, with_intervals).run()
+    lower = WideLoop(graph, wide, region, c, context, signs, with_intervals).run()
     check_same_bits(graph, (lower,))
     parts = lower.chunk(len(signs), dim=1)
     return {sign: part if sign > 0 else -part for sign, part in zip(signs, parts, strict=True)}
@@ -124,7 +124,7 @@ class _Tile:
     least: Tensor  # [b, R]: interval bounds
 
 
-class _Loop:
+class WideLoop:
     """One call: the rows' coefficients behind the layer are made once, then blocks are walked over."""
 
     def __init__(
@@ -136,7 +136,9 @@ class _Loop:
         context: DistributedContext,
         signs: tuple[int, ...],
         with_intervals: bool,
+        radius: Callable[[Interval], Tensor | None] | None = None,
     ) -> None:
+        """``radius``: says which one all boxes of the batch have, if they have one; None: `common_radius`."""
         self.graph, self.wide, self.region, self.c = graph, wide, region, c
         self.context, self.signs, self.with_intervals = context, signs, with_intervals
         like = region.center()
@@ -150,32 +152,38 @@ class _Loop:
         self.rows = len(self.behind) if c is None else c.shape[1]
         self.tiles = batch_tiles(len(like), self.rows, context)
         self.inputs = IntervalWalk(graph, region.interval()).part(wide.source).flat()
-        self.common = common_radius(self.inputs)
+        self.common = (radius or common_radius)(self.inputs)
 
     def run(self) -> Tensor:
         """Every element's lower bounds ``[B, signs * S]``."""
         ranks, count = self.context.rows, len(self.tiles)
         mine = range(ranks.rank, count, ranks.size)
         turns = -(-count // ranks.size)
-        walks = -(-turns // self._tiles_a_walk())
-        each = -(-turns // walks)
+        _, each = walks(turns, self.tiles_a_walk())
         found: list[Tensor] = []
         for first in range(0, turns, each):
-            tiles = [self._begun(self.tiles[position]) for position in mine[first : first + each]]
-            self.context.counters.tiles += len(tiles)
-            late = not self._walk(tiles)
-            if self.context.seconds_left is not None and self.context.world.some(late):
-                raise OutOfTime(OUT_OF_TIME)
-            while tiles:
-                found.append(self._ended(tiles.pop(0)))
+            found += self.bounded(self.tiles[position] for position in mine[first : first + each])
         like = self.like.new_empty(self.tiles[0].height, len(self.signs) * self.rows)
         parts = in_order(ranks, found, count, like)
         return torch.cat([part[: t.stop - t.start] for t, part in zip(self.tiles, parts, strict=True)])
 
-    def _tiles_a_walk(self) -> int:
+    def bounded(self, positions: Iterable[Tile]) -> list[Tensor]:
+        """Lower bounds of some tiles, by one walk."""
+        tiles = [self._begun(tile) for tile in positions]
+        self.context.counters.tiles += len(tiles)
+        late = not self._walk(tiles)
+        if self.context.seconds_left is not None and self.context.world.some(late):
+            raise OutOfTime(OUT_OF_TIME)
+        found = []
+        while tiles:
+            found.append(self._ended(tiles.pop(0)))
+        return found
+
+    def tiles_a_walk(self) -> int:
+        """So many at most."""
         height, rows = self.tiles[0].height, self.rows * len(self.signs)
         kept = height * (rows + 2) * self.inputs.lower.shape[1] * self.like.element_size()
-        return max(1, KEPT_MIB * MIB // kept)
+        return max(1, int(KEPT_MIB * MIB) // kept)
 
     # -- one walk over the weights -------------------------------------------------------------------------------------
     def _walk(self, tiles: list[_Tile]) -> bool:
@@ -311,11 +319,17 @@ def common_radius(boxes: Interval) -> Tensor | None:
 
     Ends of boxes are rounded, so radii part by a rounding of the ends; the largest makes boxes that hold the others.
     """
+    most, alike = largest_radius(boxes)
+    return most if bool(alike) else None
+
+
+def largest_radius(boxes: Interval) -> tuple[Tensor, Tensor]:
+    """The largest radius ``[n]`` of a batch ``[B, n]``, and whether it may serve all."""
     radius = (boxes.upper - boxes.lower) / 2
     most, least = radius.amax(0), radius.amin(0)
     reach = torch.maximum(-boxes.lower.amin(0), boxes.upper.amax(0))
     slack = SAME_RADIUS_ROUNDINGS * torch.finfo(reach.dtype).eps * reach
-    return most if bool((most - least <= slack).all()) else None
+    return most, (most - least <= slack).all()
 
 
 def _steps(block: Block) -> Iterator[tuple[int, int]]:

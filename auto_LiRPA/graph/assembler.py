@@ -16,6 +16,7 @@ from auto_LiRPA.operators.arithmetic import Affine
 from auto_LiRPA.operators.base import Input, Operator
 from auto_LiRPA.operators.linear import Linear
 from auto_LiRPA.operators.placed import PlacedAffine
+from auto_LiRPA.operators.reduce import ReduceSum
 from auto_LiRPA.operators.shape import Reshape
 from auto_LiRPA.parallel.store import MIB, ParameterStore, Weight, as_own
 
@@ -51,7 +52,14 @@ class Assembler:
     _named: int = 0
 
     def emit(self, op: Operator, inputs: tuple[int, ...], shape: tuple[int, ...]) -> int:
-        """Append a node (its name comes later)."""
+        """Append a node (its name comes later).
+
+        A value of one number per sample and no axis gets an axis of length 1: passes work along per-sample axes.
+        """
+        if not shape and inputs:
+            if isinstance(op, ReduceSum) and not op.keepdims:
+                return self.reshape(self.emit(replace(op, keepdims=True), inputs, (1,) * len(op.in_shape)), (1,))
+            shape = (1,)
         if isinstance(op, Affine) and self._is_large(op, shape):
             scale, shift = (None if t is None else self.store.place(t.contiguous()) for t in (op.scale, op.shift))
             op = PlacedAffine(scale, shift)
@@ -77,7 +85,7 @@ class Assembler:
 
     def reshape(self, node: int, shape: tuple[int, ...]) -> int:
         """A Reshape, unless it does nothing; one of a Reshape reads that one's source instead."""
-        source = self.nodes[node]
+        source, shape = self.nodes[node], shape or (1,)
         if source.shape == shape:
             return node
         if isinstance(source.op, Reshape):
@@ -130,11 +138,11 @@ class Assembler:
         self._names.add(unique)
         return unique
 
-    def finish(self, output: int, output_batched: bool) -> Graph:
+    def finish(self, output: int, output_batched: bool, scalar: bool = False) -> Graph:
         """The graph of what ``output`` depends on, with MatMul + Add of a constant merged."""
         merge_bias(self.nodes, needed_ids(self.nodes, output), output)
         nodes, output = kept_nodes(self.nodes, output)
-        return Graph(nodes, output, self.batch.batched, output_batched)
+        return Graph(nodes, output, self.batch.batched, output_batched, scalar)
 
 
 def needed_ids(nodes: Sequence[Node], output: int) -> set[int]:

@@ -39,12 +39,14 @@ class Graph:
 
     ``output`` is the id of the result. ``input_batched``/``output_batched`` say whether the file's own tensors carry a
     batch axis in front (some nets are exported without one); ``input_shape``/``output_shape`` are per-sample.
+    ``scalar_output``: the file's own result is one number per sample without an axis; the graph's has one of length 1.
     """
 
     nodes: tuple[Node, ...]
     output: int
     input_batched: bool = True
     output_batched: bool = True
+    scalar_output: bool = False
 
     @property
     def input_shape(self) -> tuple[int, ...]:

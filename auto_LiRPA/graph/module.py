@@ -63,11 +63,15 @@ class OnnxModule(nn.Module):
         graph = self.graph
         shape = graph.input_shape
         if tuple(x.shape) == shape and not graph.input_batched:
-            return evaluate(graph, x.unsqueeze(0)).squeeze(0)
+            return self._outputs(x.unsqueeze(0)).squeeze(0)
         if x.dim() == 0 or tuple(x.shape[1:]) != shape:
             expected = ", ".join(str(s) for s in ("N", *shape))
             raise ModelError(f"{self._source.recipe.place}: input of shape {list(x.shape)}; expected [{expected}]")
-        return evaluate(graph, x)
+        return self._outputs(x)
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        y = evaluate(self.graph, x)
+        return y.squeeze(1) if self.graph.scalar_output else y
 
 
 def load_onnx(

@@ -197,9 +197,10 @@ class _Reader:
         batched = result.batch == 0
         if result.batch is None and self.assembler.batch.batched and shape[:1] == (1,):
             batched = True  # the file's own tensor has a leading 1 again
-        node = self.assembler.reshape(node, shape[1:] if batched else shape)
+        shape = shape[1:] if batched else shape
+        node = self.assembler.reshape(node, shape)
         self.assembler.name_new({node: output}, output)
-        graph = self.assembler.finish(node, batched)
+        graph = self.assembler.finish(node, batched, scalar=not shape)
         return ReadResult(graph, dict(self.assembler.derived), frozenset(self.assembler.copied))
 
     # -- nodes ------------------------------------------------------------------------------------------------------

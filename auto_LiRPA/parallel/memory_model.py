@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from auto_LiRPA.parallel.axes import Axes, Mode
+from auto_LiRPA.parallel.tiles import walks
 
 MIB = 2**20
 AlphaMode = Literal["none", "fixed", "keep", "stream"]
@@ -147,6 +148,35 @@ class PassFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class WideFacts:
+    """A very wide layer that is bounded block by block (`bounds.wide`): tiles are the batch's, and share walks.
+
+    ``most``: tiles of one walk at most; ``results``: bytes of one tile's bounds; ``one``, ``two``: walks of one tile
+    and of two, where what a step has made lasts until the next tile's is there; ``more``: bytes of each further tile.
+    """
+
+    tiles: Tiles
+    most: int
+    results: int
+    one: Count
+    two: Count
+    more: int
+
+    def peak(self, ranks: int) -> int:
+        """Most bytes that a walk of the busiest rank makes."""
+        _, each = walks(self.tiles.share(ranks), self.most)
+        return self.one.peak if each == 1 else self.two.peak + (each - 2) * self.more
+
+    def walked(self, ranks: int) -> Count:
+        """All walks of the busiest rank: each fetches the weights once, for all of its tiles."""
+        turns = self.tiles.share(ranks)
+        count, _ = walks(turns, self.most)
+        once = replace(self.one.times(count), exchanged=0, exchanges=0, flops=0, operations=0)
+        each = replace(self.one.times(turns), fetched=0, fetches=0, copied=0)
+        return once.after(each)
+
+
+@dataclass(frozen=True, slots=True)
 class DomainFacts:
     """Branch and bound of one rank alone; see `driver.planning`.
 
@@ -168,7 +198,8 @@ class Facts:
     """A network as one rank has it, and what bounding it needs, found by a dry run.
 
     ``weights``: of the store (under tp this rank's slices); ``constants``: bytes of tensors outside of it; ``state``:
-    boxes, intervals and lines; ``interval``: the interval bounds, which every rank makes for itself.
+    boxes, intervals and lines; ``interval``: the interval bounds, which every rank makes for itself (with ``wide``: all
+    that comes before the first walk).
     """
 
     weights: tuple[WeightFacts, ...]
@@ -179,6 +210,7 @@ class Facts:
     alpha: AlphaMode = "none"
     share_slopes: bool = False  # one set of slopes for all rows of a start node
     domains: DomainFacts | None = None
+    wide: WideFacts | None = None  # then there are no passes
 
     @property
     def weight_bytes(self) -> int:
@@ -220,7 +252,7 @@ class Prediction:
     axes: Axes
     parts: Mapping[str, int]
     work: Mapping[str, Work] = field(default_factory=lambda: MappingProxyType({}))
-    host: int = 0  # pinned bytes on the host, of each rank
+    host: int = 0  # pinned bytes of a host, which its ranks share
 
     @property
     def peak(self) -> int:
@@ -273,7 +305,8 @@ def _buffers(facts: Facts, axes: Axes) -> int:
 
 def _rows_and_tile(facts: Facts, ranks: int) -> tuple[int, int]:
     """What alpha-CROWN stores for rows, and the largest transient beside it: those of the costliest moment."""
-    moments = [(0, max(facts.interval.peak, *(p.bound.peak for p in facts.passes)))]
+    walk = 0 if facts.wide is None else facts.wide.peak(ranks)
+    moments = [(0, max(facts.interval.peak, walk, *(p.bound.peak for p in facts.passes)))]
     if facts.alpha == "keep":
         moments.append(_joint(facts, ranks))
     else:
@@ -308,6 +341,10 @@ def _add_domains(parts: dict[str, int], domains: DomainFacts, ranks: int) -> Non
 def _plain_pass(facts: Facts, axes: Axes, machine: Machine) -> Work:
     """One CROWN pass over all tiles, as the busiest rank does it, with the interval bounds before."""
     once = (facts.interval, Tiles(0, 1, 1), 0)
+    if facts.wide is not None:
+        results = facts.wide.results * facts.wide.tiles.share(axes.rows)
+        walked = (facts.wide.walked(axes.rows), Tiles(0, 1, axes.rows), results)
+        return _tiles_of((once, walked), axes, machine)
     return _tiles_of((once, *((p.bound, p.tiles, p.results) for p in facts.passes)), axes, machine)
 
 

@@ -90,11 +90,11 @@ def _quick(packet: Any, args: Any, kwargs: Any) -> Tensor | None:
 
     Torch's own rules for such tensors are written in Python and take a hundred times as long.
     """
-    if not args or kwargs or not isinstance(args[0], Tensor) or not args[0].is_meta:
+    if not args or not isinstance(args[0], Tensor) or not args[0].is_meta:
         return None
     if packet in _IN_PLACE:
         return args[0]
-    if packet not in _ELEMENTWISE and packet not in _TRUTHS:
+    if kwargs or (packet not in _ELEMENTWISE and packet not in _TRUTHS):
         return None
     tensors = [a for a in args if isinstance(a, Tensor)]
     kinds = {t.dtype for t in (tensors[1:] if packet is _ATEN.where else tensors) if t.ndim}
@@ -130,7 +130,8 @@ _ELEMENTWISE = frozenset(
 )
 _TRUTHS = frozenset({_ATEN.ge, _ATEN.gt, _ATEN.le, _ATEN.lt, _ATEN.eq, _ATEN.ne})
 _IN_PLACE = frozenset(
-    {_ATEN.mul_, _ATEN.add_, _ATEN.sub_, _ATEN.addcmul_, _ATEN.clamp_, _ATEN.addmm_, _ATEN.index_copy_}
+    {_ATEN.mul_, _ATEN.add_, _ATEN.sub_, _ATEN.div_, _ATEN.addcmul_, _ATEN.addmm_, _ATEN.index_copy_}
+    | {_ATEN.clamp_, _ATEN.clamp_min_, _ATEN.clamp_max_, _ATEN.gt_}
 )
 _FLOPS: Mapping[Any, Callable[[Any, Any], int]] = MappingProxyType(
     {

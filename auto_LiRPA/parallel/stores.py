@@ -22,7 +22,9 @@ def make_store(context: DistributedContext) -> ParameterStore:
             settings.block_mib, context.weights, buffers, context.device, settings.prefetch, reads_peers
         )
     if context.mode == "offload":
-        return HostStore(settings.block_mib, buffers, context.device, context.counters, settings.prefetch)
+        return HostStore(
+            settings.block_mib, buffers, context.device, context.counters, settings.prefetch, context.world
+        )
     if context.mode == "tp" and context.weights.size > 1:
         return HostCopies(settings.block_mib)
     return LocalStore(settings.block_mib)

@@ -13,6 +13,8 @@ ONE_TILE_MIB = 64
 # On feature maps most of a pass works on windows far smaller than the map, so a tile may be higher there.
 ONE_TILE_MAP_MIB = 256
 MIN_TILES = 8
+# Few rows, too, are shared out in pieces, as long as these are large enough to keep a GPU busy.
+PIECE_MIB = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,21 @@ def tile_height(
         return n_rows
     fitting = max(1, limit // row_bytes)
     return max(1, min(-(-n_rows // MIN_TILES), fitting))
+
+
+def pieces(count: int, widest: int, itemsize: int, batch: int) -> int:
+    """Into how many tiles so many rows are cut at least, where `auto` would take them in fewer: 1, 2, 4 or 8.
+
+    Ranks that share the rows out have equal shares then.
+    """
+    size = 2 * widest * itemsize * batch * count
+    return min(MIN_TILES, 1 << max(0, (size // (PIECE_MIB * 2**20)).bit_length() - 1))
+
+
+def walks(turns: int, most: int) -> tuple[int, int]:
+    """``turns`` tiles of a rank, of which at most ``most`` share a walk over the weights: walks, and tiles of each."""
+    count = -(-turns // most)
+    return count, -(-turns // count)
 
 
 def cut(n_rows: int, height: int) -> tuple[Tile, ...]:

@@ -101,7 +101,7 @@ class LpBall:
         """Hoelder: ``coef.x0 - eps * ||coef||_q`` with 1/p + 1/q = 1."""
         flat = coef.flatten(2)
         q = math.inf if self.p == 1 else 1 / (1 - 1 / self.p)
-        norm = torch.linalg.vector_norm(flat, ord=q, dim=-1)
+        norm = _norm(flat, q).squeeze(-1)
         return _rows_dot(flat, self.x0.flatten(1).unsqueeze(-1)).squeeze(-1) - norm * self.eps.reshape(-1, 1)
 
     def minimizer(self, coef: Tensor) -> Tensor:
@@ -113,13 +113,24 @@ class LpBall:
             step.scatter_(-1, best, flat.gather(-1, best).sign())
         else:
             q = 1 / (1 - 1 / self.p)
-            norm = torch.linalg.vector_norm(flat, ord=q, dim=-1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
+            norm = _norm(flat, q).clamp_min(torch.finfo(flat.dtype).tiny)
             step = flat.sign() * (flat.abs() / norm) ** (q - 1)
         return (self.x0.flatten(1).unsqueeze(1) - eps * step).reshape(-1, flat.shape[1], *self.x0.shape[1:])
 
     def pick(self, index: Tensor) -> LpBall:
         eps = self.eps if self.eps.numel() == 1 else self.eps[index]
         return LpBall(self.x0[index], eps, self.p)
+
+
+def _norm(flat: Tensor, q: float) -> Tensor:
+    """The q-norm along the last axis, which stays with length 1.
+
+    Entries are divided by the largest first: for p near 1 the exponent q is large, and powers of entries below 1 would
+    vanish (a norm of 0 is no bound), those of others overflow. The norm is homogeneous, so gradients are its own.
+    """
+    largest = flat.detach().abs().amax(-1, keepdim=True)
+    size = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+    return torch.linalg.vector_norm(flat / size, ord=q, dim=-1, keepdim=True) * size
 
 
 def _rows_dot(coef: Tensor, vector: Tensor) -> Tensor:

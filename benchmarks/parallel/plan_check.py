@@ -1,6 +1,6 @@
 """Predicted against measured: peaks of memory, traffic and bytes of weights, one line a measurement.
 
-    python benchmarks/parallel/plan_check.py figures.jsonl           # lines of mem_time.py or benchmarks/bounds.py
+    python benchmarks/parallel/plan_check.py figures.jsonl   # lines of mem_time.py, wide_time.py, benchmarks/bounds.py
     python benchmarks/parallel/plan_check.py --plan plan.json --stats stats.json    # --plan_json and --stats_file
 
 Nothing is run: networks are known by their sizes. The exit code is 1 if a peak is off by more than the limit.
@@ -21,6 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from auto_LiRPA.bounds.dry_run import META, Asked, ShapeGraph, ShapeStore, examine  # noqa: E402
+from auto_LiRPA.bounds.settings import BoundSettings  # noqa: E402
 from auto_LiRPA.graph.ir import Graph, Node  # noqa: E402
 from auto_LiRPA.operators.activation import Relu  # noqa: E402
 from auto_LiRPA.operators.base import Input, Operator  # noqa: E402
@@ -81,6 +82,21 @@ def prediction(hidden: int, depth: int, settings: ParallelSettings, world: int, 
     return predict(examine(shapes, torch.float32, asked), axes, world)
 
 
+def wide_prediction(figure: dict[str, Any]) -> Prediction:
+    """What the model says of a measured call of experiment 1: one very wide layer over a batch."""
+    inputs, hidden, outputs = (int(size) for size in figure["net"].split("-"))
+    settings = settings_of(figure["mode"], figure["tile"], figure["block_mib"])
+    bounds = BoundSettings(compare_with_ibp=False)
+    asked = Asked(
+        batch=figure["batch"], boxes=figure["loop"] == "rows", one_radius=not figure["clamped"], bounds=bounds
+    )
+    axes = resolve_axes(settings, figure["world"])
+    shapes = ShapeGraph.of(mlp_shapes(hidden, 1, inputs, outputs, settings.block_mib), settings)
+    if settings.mode == "tp":
+        shapes = shapes.split(axes.weights)
+    return predict(examine(shapes, torch.float32, asked), axes, figure["world"])
+
+
 def _size(figure: dict[str, Any]) -> tuple[Any, Any]:
     return figure.get("h", figure.get("hidden")), figure.get("d", figure.get("depth"))
 
@@ -97,6 +113,10 @@ def predicted(figure: dict[str, Any]) -> Prediction:
 
 def compared(figure: dict[str, Any]) -> Iterator[Line]:
     """The lines of one measurement."""
+    if figure.get("what") == "wide_time" and figure.get("peak_mib") is not None:
+        name = f"{figure['net']} x {figure['batch']} {figure['loop']} {figure['mode']} P={figure['world']}"
+        yield Line(f"{name}: peak", wide_prediction(figure).peak / MIB, figure["peak_mib"], "MiB")
+        return
     hidden, depth = _size(figure)
     if hidden is None or depth is None or figure.get("method", "CROWN") != "CROWN":
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -71,8 +70,9 @@ def try_children(
         here = slice(turn * tile, (turn + 1) * tile) if turn < own else slice(0, 1)  # the first one again, for others
         family, at = domains.pick(parent[here]), column[here]
         for side, parts in found.items():
-            sign, value = with_split(family.sign.clone(), family.value.clone(), at, torch.full_like(at, side))
-            lower = bounder.quick(replace(family, sign=sign, value=value))
+            # picked: nobody else's, and the second side overwrites what the first one has written
+            with_split(family.sign, family.value, at, torch.full_like(at, side))
+            lower = bounder.quick(family)
             if turn < own:
                 parts.append(lower)
     return torch.cat(found[1]), torch.cat(found[-1])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from auto_LiRPA.bounds.columns import Layout
 from auto_LiRPA.errors import OutOfTime
+from complete_verifier.bab.agreement import least
 from complete_verifier.bab.bounding import Bounder, try_children
 from complete_verifier.bab.clip import Clipper
 from complete_verifier.bab.domains import Domains
@@ -81,17 +82,18 @@ class Expander:
         share = Share[Domains](sum(len(part.parents) for part in parts))
         if not parts:
             return share
-        sums = [((~p.ready).sum(), p.real.sum(), (p.real & ~p.closed).sum()) for p in parts]
-        counts = torch.stack([number for numbers in sums for number in numbers]).reshape(-1, 3).tolist()
+        still = [part.real & ~part.closed for part in parts]
+        known = torch.stack([_counted(part, open_) for part, open_ in zip(parts, still, strict=True)]).tolist()
+        counts = [[int(number) for number in row[:3]] for row in known]
+        share.worst = least(row[3] for row in known)
         left = []
-        for part, (_, visited, open_) in zip(parts, counts, strict=True):
+        for part, which, (_, visited, open_) in zip(parts, still, counts, strict=True):
             share.visited += visited
             if self.settings.record_ledger:
                 _note(share.ledger, part)
             if open_:
-                still = part.real & ~part.closed
                 whole = open_ == len(part.children)
-                left.append(part.children if whole else part.children.pick(still.nonzero().squeeze(-1)))
+                left.append(part.children if whole else part.children.pick(which.nonzero().squeeze(-1)))
         share.left = joined(left)
         # last of all: this may take long, and time may end within it
         at_leaves = [part for part, (leaves, *_) in zip(parts, counts, strict=True) if leaves]
@@ -154,6 +156,12 @@ def joined(parts: Sequence[Domains]) -> Domains | None:
     if len(parts) <= 1:
         return parts[0] if parts else None
     return parts[0].rebuild(tuple(torch.cat(tensors) for tensors in zip(*(p.tensors() for p in parts), strict=True)))
+
+
+def _counted(part: Expanded[Domains], open_: Tensor) -> Tensor:
+    """Leaves among the parents, children, open ones among these and the least bound of those: ``[4]`` float64."""
+    bound = torch.where(open_, part.children.lower, torch.inf).amin()
+    return torch.stack([one.to(torch.float64) for one in ((~part.ready).sum(), part.real.sum(), open_.sum(), bound)])
 
 
 def _note(ledger: Ledger, part: Expanded[Domains]) -> None:

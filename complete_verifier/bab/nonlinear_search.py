@@ -18,6 +18,7 @@ from auto_LiRPA.operators.base import NonlinearOperator
 from auto_LiRPA.operators.piecewise import Abs, Clip, Sign
 from auto_LiRPA.operators.pooling import MaxPool
 from auto_LiRPA.parallel.numerics import full_precision
+from complete_verifier.bab.agreement import least
 from complete_verifier.bab.keeper import Keeper
 from complete_verifier.bab.lockstep import ALONE, Lockstep, lockstep_of
 from complete_verifier.bab.nonlinear_bounding import NonlinearBounder
@@ -157,9 +158,13 @@ class _Expander:
         for part in parts:
             open_ = ~part.closed
             stuck = open_ & (part.children.next_column < 0)
+            goes_on = open_ & ~stuck
             share.visited += len(part.children)
-            share.undecided += int(stuck.sum())
-            left.append(part.children.pick((open_ & ~stuck).nonzero().squeeze(-1)))
+            worst = torch.where(goes_on, part.children.lower, torch.inf).amin()
+            count, bound = torch.stack([stuck.sum().to(torch.float64), worst.to(torch.float64)]).tolist()
+            share.undecided += int(count)
+            share.worst = least((share.worst, bound))
+            left.append(part.children.pick(goes_on.nonzero().squeeze(-1)))
         share.left = joined(left)
         return share
 

@@ -141,10 +141,11 @@ class Rounds(Generic[D]):
             moves = self.schedule.moves(before)
             carry_out(moves, self.context.domains, store, self.roots, lambda domains: domains.lower)
         work = self.schedule.pick(store, before) if self._found is None else self._nothing(store)
+        behind = self._worst_behind(store)
         tried = attempt(lambda: self.schedule.run(work, self.state.next_id, number), not self.lockstep)
         if self.apart:
             self._settle(store, work, tried.value)
-        status = self._status(store, work, tried, time.monotonic() - began)
+        status = self._status(store, work, tried, time.monotonic() - began, behind)
         told = tell(self.context, status, self.apart)
         if self.apart:
             return self._hear(told, before)
@@ -205,19 +206,32 @@ class Rounds(Generic[D]):
             self._report(agreed)
         return agreed
 
-    def _status(self, store: DomainStore[D], work: Work[D], tried: Attempt[Share[D]], seconds: float) -> Status:
-        """What this rank has to say of its part of a round."""
+    def _worst_behind(self, store: DomainStore[D]) -> Callable[[], float]:
+        """The least bound of what the round has left in the queue, if anybody asks for it.
+
+        On a GPU it is on its way while the round is bounded, and is there when the round's counts are: the status of a
+        round waits for nothing more.
+        """
+        asked = self.context.world.size > 1 or self.on_progress is not None
+        return store.worst_margin_later() if asked else lambda: NOWHERE
+
+    def _status(
+        self,
+        store: DomainStore[D],
+        work: Work[D],
+        tried: Attempt[Share[D]],
+        seconds: float,
+        behind: Callable[[], float],
+    ) -> Status:
+        """What this rank has to say of its part of a round; ``behind``: the least bound of the queue within it."""
         share = tried.value or Share[D](next_id=self.state.next_id)
         left = 0 if share.left is None else len(share.left)
         found = self._found if share.candidate is None else (share.place, share.candidate)
-        waiting = None if share.left is None or self.apart else share.left  # not in the queue yet
-        worst = NOWHERE
-        if self.context.world.size > 1 or self.on_progress is not None:
-            worst = store.worst_margin(None if waiting is None else waiting.lower)
+        undone = self.apart and tried.value is None  # the parents are back in the queue
         alone = self.context.domains.size == self.context.world.size
         return Status(
-            open=len(store) + (0 if waiting is None else left),
-            taken=0 if self.apart and tried.value is None else len(work.own),
+            open=len(store) + (0 if self.apart else left),
+            taken=0 if undone else len(work.own),
             done=share.parents,
             left=left,
             visited=share.visited,
@@ -231,7 +245,7 @@ class Rounds(Generic[D]):
             due=self.keeper.due(store.bytes(), self.clock.left()),
             seconds=seconds,
             time_left=self.clock.left(),
-            worst=worst,
+            worst=store.worst_margin() if undone else least((behind(), share.worst)),
             digest=0 if alone else digest(work.own.id, None if share.left is None else share.left.id),
         )
 

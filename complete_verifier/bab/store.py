@@ -6,7 +6,7 @@ tier is full the last domains of the order go down, and while a round is bounded
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -130,15 +130,17 @@ class DomainStore(Generic[B]):
         keys = joined(parts)
         return keys if len(parts) == 1 else keys.pick(in_order(keys)[:count])
 
-    def worst_margin(self, others: Tensor | None = None) -> float:
-        """The least margin of all open domains (+inf when there are none, NaN if one of them is).
+    def worst_margin(self) -> float:
+        """The least margin of all open domains (+inf when there are none, NaN if one of them is)."""
+        return self.worst_margin_later()()
 
-        ``others``: further margins that count as well. The device is waited for once.
-        """
-        margins = [level.keys.least_margin() for level in self._levels] if self._count else []
-        if others is not None and len(others):
-            margins.append(others.amin().to(torch.float64))
-        return float(torch.stack(margins).amin()) if margins else float("inf")
+    def worst_margin_later(self) -> Callable[[], float]:
+        """`worst_margin` as it is now, for later: who reads it after a wait for the device waits for nothing more."""
+        if not self._count:
+            return lambda: float("inf")
+        least = torch.stack([level.keys.least_margin() for level in self._levels]).amin()
+        arriving = self._lane.to_host((least,))
+        return lambda: float(arriving.wait()[0])
 
     def pieces(self) -> Iterator[tuple[B, Tensor]]:
         """All open domains with their margins ``[D]`` (float64), in host memory, some at a time and in no order.

@@ -65,6 +65,7 @@ class Share(Generic[D]):
     visited: int = 0
     undecided: int = 0
     left: D | None = None  # children still open
+    worst: float = float("inf")  # the least bound of these, NaN if there is one
     next_id: int = 0  # above all ids that are taken with it
     effort: int = 0  # parents, as if each had been split once
     ledger: Ledger = field(default_factory=Ledger)

@@ -20,7 +20,7 @@ _OF_EXAMPLES = (
 # Settings that are user code or stay as they are.
 _USER_CODE = (
     "model.onnx_loader", "general.adhoc_tuning", "attack.attack_func", "attack.adv_saver", "attack.adv_verifier"
-)
+)  # fmt: skip
 
 
 def check_asked(loaded: LoadedConfig) -> None:
@@ -44,24 +44,30 @@ def check_asked(loaded: LoadedConfig) -> None:
             )
 
 
-def refuse_several(loaded: LoadedConfig, listed: bool, launching: bool) -> None:
-    """What runs in one process so far, and lists that ranks cannot run by themselves.
+def refuse_several(loaded: LoadedConfig, sweep: bool, machines: int | None) -> None:
+    """What several ranks have no part in, and runs of many instances where nobody could start ranks for each.
 
     Args:
-        listed: it is a list of instances.
-        launching: this process is to start the ranks; else it is one of them.
+        sweep: it is a list, whatever the settings name.
+        machines: on so many this command is to start ranks; None: this process is a rank that `torchrun` has started.
 
     Raises:
         ConfigError: it was asked of several ranks.
     """
-    for asked, what in (
-        (is_dataset(loaded.config), "data.dataset: examples run"),
-        (loaded.config.general.prepare_only, "general.prepare_only: runs"),
-    ):
-        if asked:
-            raise ConfigError(f"{what} in one process so far; leave out --nproc or torchrun")
-    if listed and not launching:
-        raise ConfigError("a list starts ranks for each of its instances: use abcrown --nproc N instead of torchrun")
+    config = loaded.config
+    if config.general.prepare_only:
+        raise ConfigError(
+            "general.prepare_only: reads and checks the input, which one process does; leave out --nproc or torchrun"
+        )
+    listed, examples = sweep or is_list(config), is_dataset(config)
+    if not (listed or examples):
+        return
+    many, each = ("a list", "its instances") if listed else ("a data set", "its examples")
+    if machines is None:
+        raise ConfigError(f"{many} starts ranks for each of {each}: use abcrown --nproc N instead of torchrun")
+    if machines > 1:
+        mend = "name one instance" if listed else "leave it out"
+        raise ConfigError(f"--nnodes {machines}: {many} runs on one machine so far; {mend}")
 
 
 def save_minimal_config(loaded: LoadedConfig) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from auto_LiRPA.errors import ConfigError
 from complete_verifier.config import LoadedConfig, check_supported, load_config, render_config, to_yaml
 from complete_verifier.driver.boundary import OK, Boundary
 from complete_verifier.driver.checks import check_asked, refuse_several, save_minimal_config
@@ -68,12 +67,9 @@ def _run(words: Sequence[str], started: float, rank: Rank | None = None) -> int:
     layout = _layout(loaded)
     if rank is None:
         save_minimal_config(loaded)
-    listed = sweep is not None or is_list(loaded.config)
-    if listed and layout is not None and layout.nnodes > 1:
-        raise ConfigError(f"--nnodes {layout.nnodes}: a list runs on one machine so far; name one instance")
     if layout is not None or rank is not None:
-        refuse_several(loaded, listed, layout is not None)
-    if layout is None or listed:
+        refuse_several(loaded, sweep is not None, None if layout is None else layout.nnodes)
+    if layout is None or sweep is not None or is_list(loaded.config) or is_dataset(loaded.config):
         return _work(loaded, sweep, warned, started, rank)
     from complete_verifier.driver.launch import launch
 
@@ -118,7 +114,7 @@ def _work(loaded: LoadedConfig, sweep: Sweep | None, warned: Sequence[str], star
         if is_dataset(loaded.config):
             from complete_verifier.driver.examples import run_examples
 
-            return run_examples(loaded, display, interrupts)
+            return run_examples(loaded, display, interrupts, by_ranks=_layout(loaded) is not None)
         if is_list(loaded.config):
             from complete_verifier.driver.listed import run_list
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from auto_LiRPA.errors import ConfigError, RankUnreachable
+from auto_LiRPA.parallel.axes import resolve_axes
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.groups import Observer
 from complete_verifier.config import LoadedConfig
@@ -35,3 +36,17 @@ def make_context(loaded: LoadedConfig, observer: Observer | None = None) -> tupl
         raise RankUnreachable(f"the ranks did not meet: {str(error).splitlines()[0]}") from error
     notes = [*([] if note is None else [note]), *placing.notes]
     return context, "\n".join(notes) or None
+
+
+def check_placement(loaded: LoadedConfig, seat: Seat) -> str | None:
+    """What a rank in this seat can see of its placement before there are others; the device's line for the user.
+
+    Raises:
+        ConfigError: a device, a mode or a number of ranks that is not available.
+    """
+    device, note = choose_device(loaded)
+    try:
+        resolve_axes(Placing(loaded, device, seat).settings(), seat.world_size)
+    except ConfigError as error:
+        raise placed(loaded, error) from None
+    return note

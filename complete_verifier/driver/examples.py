@@ -1,8 +1,10 @@
-"""A run over examples of a data set: one after the other in this process, which keeps the network between them."""
+"""A run over examples of a data set, one after the other: by this process, which keeps the network, or by ranks."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from complete_verifier.config import Config, LoadedConfig
 from complete_verifier.datasets import Dataset, Scaling, chosen_examples, dataset_from_loader, load_named, load_table
 from complete_verifier.datasets.dataset import Floats
 from complete_verifier.datasets.named import Request
-from complete_verifier.driver.boundary import BAD_INPUT, INTERNAL, OK, Boundary
+from complete_verifier.driver.boundary import BAD_INPUT, INTERNAL, INTERRUPTED, OK, RANK_LOST, Boundary
 from complete_verifier.driver.contexts import make_context
 from complete_verifier.driver.instance import run_instance
 from complete_verifier.driver.instances import Instance, network_name
@@ -28,6 +30,7 @@ from complete_verifier.driver.limits import timeout_seconds
 from complete_verifier.driver.networks import Network, element_type, read_network
 from complete_verifier.driver.outputs import refuse_losses, results_of
 from complete_verifier.driver.questions import Question, adjusted, ask
+from complete_verifier.driver.same_input import check_same_question
 from complete_verifier.outcome import Verdict
 from complete_verifier.problem import Clock
 from complete_verifier.reporting.display import Display
@@ -43,9 +46,15 @@ from complete_verifier.reporting.rows import row_of
 from complete_verifier.reporting.summary import summary_lines
 from complete_verifier.reporting.table import Table
 
+Decide = Callable[[Instance], tuple[InstanceReport, int]]  # the report of an example, and the exit code for it
+_WORST_FIRST = (INTERRUPTED, INTERNAL, RANK_LOST, BAD_INPUT, OK)
 
-def run_examples(loaded: LoadedConfig, display: Display, interrupts: Interrupts) -> int:
+
+def run_examples(loaded: LoadedConfig, display: Display, interrupts: Interrupts, by_ranks: bool = False) -> int:
     """Run the examples that are asked for; returns the exit code: the worst of the examples'.
+
+    Args:
+        by_ranks: each example by all ranks that the command line asks for; else by this process.
 
     Raises:
         UserError: network or data set cannot be had, or results cannot be written.
@@ -59,30 +68,65 @@ def run_examples(loaded: LoadedConfig, display: Display, interrupts: Interrupts)
     if statistics is not None:
         prepare_output(Path(statistics), "--stats_file")
     display.line(f"Internal results will be saved to {results}.")
-    _, note = make_context(loaded)  # a device or mode that is not available concerns all examples
-    if note is not None:
-        display.line(note)
-    table, reports, codes = Table(results), list[InstanceReport](), {OK}
-    for instance in instances:
-        display.line(f"{'%' * 35} idx: {instance.index}, vnnlib ID: {instance.index} {'%' * 35}")
-        report, code = _decided(loaded, source, instance, display, interrupts)
-        codes.add(code)
-        reports.append(report)
-        if config.general.save_adv_example:
-            write_counterexample(Path(config.attack.cex_path), report)
-        table.append(row_of(report))
-        for line in result_lines(report, alone=False):
-            display.result(line)
-        if interrupts.terminated:
-            display.line("terminated by SIGTERM: the remaining examples are left out")
-            break
+    with _decider(loaded, source, display, interrupts, by_ranks) as decide:
+        run = _Run(loaded, display, interrupts, Table(results))
+        run.over(instances, decide)
+    table, reports, codes = run.table, run.reports, run.codes
     if statistics is not None:
         write_list_statistics(Path(statistics), reports)
     if config.general.save_output:
         write_list_pickle(Path(config.general.output_file), table.rows)
     for line in summary_lines(table.rows):
         display.result(line)
-    return next(code for code in (INTERNAL, BAD_INPUT, OK) if code in codes)
+    return next(code for code in _WORST_FIRST if code in codes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What examples have come to so far."""
+
+    loaded: LoadedConfig
+    display: Display
+    interrupts: Interrupts
+    table: Table
+    reports: list[InstanceReport] = field(default_factory=list)
+    codes: set[int] = field(default_factory=lambda: {OK})
+
+    def over(self, instances: Sequence[Instance], decide: Decide) -> None:
+        """Decide one after the other and write what is known of each, until the last or a signal."""
+        config, display = self.loaded.config, self.display
+        for instance in instances:
+            display.line(f"{'%' * 35} idx: {instance.index}, vnnlib ID: {instance.index} {'%' * 35}")
+            report, code = decide(instance)
+            self.codes.add(code)
+            if code == INTERRUPTED:
+                break
+            self.reports.append(report)
+            if config.general.save_adv_example:
+                write_counterexample(Path(config.attack.cex_path), report)
+            self.table.append(row_of(report))
+            for line in result_lines(report, alone=False):
+                display.result(line)
+            if self.interrupts.terminated:
+                display.line("terminated by SIGTERM: the remaining examples are left out")
+                break
+
+
+@contextmanager
+def _decider(
+    loaded: LoadedConfig, source: Examples, display: Display, interrupts: Interrupts, by_ranks: bool
+) -> Iterator[Decide]:
+    """Yields what decides an example."""
+    if by_ranks:
+        from complete_verifier.driver.example_ranks import decided_by_ranks
+
+        with decided_by_ranks(loaded, source, display, interrupts) as decide:
+            yield decide
+        return
+    _, note = make_context(loaded)  # a device or mode that is not available concerns all examples
+    if note is not None:
+        display.line(note)
+    yield lambda instance: _decided(loaded, source, instance, display, interrupts)
 
 
 def _decided(
@@ -96,18 +140,22 @@ def _decided(
         context, _ = make_context(loaded)
         read = source.reader(instance.index)
         return run_instance(loaded.config, instance, context, clock, display.event, interrupts, read), OK
-    failed = InstanceReport(
+    return failed(instance, clock.timeout_s, clock.elapsed(), boundary.message), boundary.code
+
+
+def failed(instance: Instance, timeout_s: float, seconds: float, message: str | None) -> InstanceReport:
+    """The report of an example that has none of its own."""
+    return InstanceReport(
         index=instance.index,
         network=str(instance.network),
         specification=str(instance.specification),
         verdict=Verdict.UNKNOWN,
         status="unknown-error",
         stopped_by="error",
-        wall_s=clock.elapsed(),
-        timeout_s=clock.timeout_s,
-        error=boundary.message,
+        wall_s=seconds,
+        timeout_s=timeout_s,
+        error=message,
     )
-    return failed, boundary.code
 
 
 @dataclass(slots=True)
@@ -194,6 +242,8 @@ class ExampleReader:
             threshold=config.bab.decision_thresh,
             boxes=config.specification.type != "lp",
         )
+        if found.module is not None:
+            check_same_question(context, prop, found.module)
         return ask(found, adjusted(prop, config), context, bounds, clock, example=_point(x, found.dtype))
 
 

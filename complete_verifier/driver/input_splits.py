@@ -12,7 +12,7 @@ from torch import Tensor
 
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.groups import Group
-from complete_verifier.attack.confirm import confirm
+from complete_verifier.attack.confirm import confirm_inside
 from complete_verifier.attack.problems import Problems
 from complete_verifier.attack.search import find_counterexample
 from complete_verifier.attack.settings import AttackSettings
@@ -191,7 +191,7 @@ class _Attacker:
     _targets: Problems | None = field(default=None, repr=False)
 
     def try_point(self, x: np.ndarray) -> bool:
-        self.found = confirm(self.question.judge, self.question.prop, x.reshape(-1))
+        self.found = confirm_inside(self.question.judge, self.question.prop, x.reshape(-1))
         return self.found is not None
 
     def try_boxes(self, lower: Tensor, upper: Tensor, clause: Tensor, first: bool) -> bool:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from complete_verifier.driver.instances import Instance
 from complete_verifier.driver.interrupts import Interrupts
 from complete_verifier.driver.launch import Layout
 from complete_verifier.driver.limits import timeout_seconds
-from complete_verifier.driver.tasks import Failure, Probe, RunInstance
+from complete_verifier.driver.tasks import Failure, Probe, RunInstance, Shared
 from complete_verifier.events import Note, SearchProgressed
 from complete_verifier.reporting.display import Display
 from complete_verifier.reporting.lines import result_lines
@@ -111,14 +111,9 @@ class ListRun:
         """The number of the signal that ended it, if one did."""
         self._alone = jobs == 1
         slots = min(jobs, len(indices))
-        shared, preload = _shared(self._loaded, jobs), PRELOAD_FOR_MANY if len(indices) > _FEW else PRELOAD
+        shared, preload = Shared(_shared(self._loaded, jobs)), PRELOAD_FOR_MANY if len(indices) > _FEW else PRELOAD
         with signals(self._interrupts) as signalled, Processes(WORK, shared, preload) as processes:
-            probe = _Probe()
-            Scheduler(LocalQueue([0]), probe, processes, 1).run(lambda: signalled() is not None)
-            if probe.failure is not None:
-                raise ConfigError(probe.failure.message.removeprefix("error: "))
-            for note in probe.notes:
-                self._display.line(note)
+            check_device(processes, self._display, lambda: signalled() is not None)
             Scheduler(LocalQueue(indices), self, processes, slots).run(lambda: signalled() is not None)
             return signalled()
 
@@ -222,6 +217,20 @@ class _Probe:
 
     def finished(self, index: int, finish: Finish) -> None:
         return None
+
+
+def check_device(processes: Processes, display: Display, stopped: Callable[[], bool]) -> None:
+    """Look, in a process like those of instances, whether the device is there, and say which one where it was chosen.
+
+    Raises:
+        ConfigError: device or mode are not there, which concerns all instances.
+    """
+    probe = _Probe()
+    Scheduler(LocalQueue([0]), probe, processes, 1).run(stopped)
+    if probe.failure is not None:
+        raise ConfigError(probe.failure.message.removeprefix("error: "))
+    for note in probe.notes:
+        display.line(note)
 
 
 def _shared(loaded: LoadedConfig, jobs: int) -> LoadedConfig:

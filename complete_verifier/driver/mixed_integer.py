@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from complete_verifier.attack.confirm import confirm
+from complete_verifier.attack.confirm import confirm_inside
 from complete_verifier.config import Config
 from complete_verifier.driver.questions import Question
 from complete_verifier.events import Listener, Note
@@ -47,7 +47,7 @@ def solve_exactly(
 
     def on_candidate(x: np.ndarray) -> bool:
         nonlocal found
-        found = confirm(question.judge, question.prop, x)
+        found = confirm_inside(question.judge, question.prop, x)
         return found is not None
 
     def solved(problem: Problem) -> MipResult | str:

@@ -167,7 +167,7 @@ def _facts(question: Question, shapes: ShapeGraph, place: Place, undecided: floa
     config = question.config
     method = incomplete_settings(config, math.inf).method
     alpha = bound_settings(config).alpha
-    asked = Asked(
+    asked = Asked(  # the command keeps every layer's boxes: no layer is bounded block by block
         batch=_regions_together(question),
         spec_rows=question.rows,
         undecided=undecided,

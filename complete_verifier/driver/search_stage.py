@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from complete_verifier.attack.confirm import confirm
+from complete_verifier.attack.confirm import confirm_inside
 from complete_verifier.bab.keeper import Keeper
 from complete_verifier.bab.refined_search import refined_search
 from complete_verifier.bab.settings import BabProgress, BabResult
@@ -124,7 +124,7 @@ def _activation_splits(run: RunState, question: Question, start: IncompleteResul
         return None if keeping is None else keeping.keeper(question.problem, begun)
 
     def on_candidate(x: np.ndarray) -> bool:
-        found = confirm(question.judge, question.prop, x.reshape(-1))
+        found = confirm_inside(question.judge, question.prop, x.reshape(-1))
         run.counterexample = found or run.counterexample  # a later leaf's point that is none takes nothing back
         return found is not None
 

@@ -1,9 +1,23 @@
-"""What a list asks of the processes of its instances, and what they answer when they fail."""
+"""What a list or data set asks of the processes of its instances, and what they answer when they fail."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from complete_verifier.config import LoadedConfig
+
+if TYPE_CHECKING:
+    from complete_verifier.driver.examples import Examples
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all processes of a run have. ``examples``: where questions come from, if not from the instances' files."""
+
+    loaded: LoadedConfig
+    examples: Examples | None = None
 
 
 @dataclass(frozen=True, slots=True)

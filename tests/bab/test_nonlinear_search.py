@@ -17,7 +17,7 @@ from complete_verifier.bab.lockstep import ALONE
 from complete_verifier.bab.nonlinear_bounding import NonlinearBounder, split_points
 from complete_verifier.bab.nonlinear_domains import NonlinearDomains, cut_boxes, make_sources, split_terms
 from complete_verifier.bab.nonlinear_search import nonlinear_search, root_domains, splits_nonlinear
-from complete_verifier.bab.settings import BabSettings
+from complete_verifier.bab.settings import BabProgress, BabSettings
 from complete_verifier.bab.subproblems import Numbering
 from complete_verifier.incomplete.settings import IncompleteSettings
 from complete_verifier.incomplete.stage import run_incomplete
@@ -76,7 +76,10 @@ def test_closes_what_the_root_leaves_open_and_nothing_false(seed: int) -> None:
     found = nonlinear_search(provable, start, SETTINGS)
     assert found.closed and found.rounds >= 1, found
     false = _problem(seed, 0.5, row, least + 0.01 * gap)
-    found = nonlinear_search(false, run_incomplete(false, IncompleteSettings()), replace(SETTINGS, max_iterations=5))
+    told: list[BabProgress] = []
+    limited = replace(SETTINGS, max_iterations=5)
+    found = nonlinear_search(false, run_incomplete(false, IncompleteSettings()), limited, told.append)
+    assert told[-1].worst_bound == found.worst_bound  # of what is open, once told by the rounds and once by the store
     assert not found.closed and found.stopped_by
 
 

@@ -12,10 +12,12 @@ from torch import Tensor
 
 import complete_verifier.bab.expansion as expanding
 from auto_LiRPA.errors import ConfigError, ContractError, OutOfTime
+from complete_verifier.bab.agreement import Agreed
 from complete_verifier.bab.domains import Domains
 from complete_verifier.bab.expansion import Expander
 from complete_verifier.bab.ledger import Ledger
 from complete_verifier.bab.relu_bounding import ReluBounder
+from complete_verifier.bab.rounds import Rounds
 from complete_verifier.bab.search import search
 from complete_verifier.bab.settings import BabSettings
 from complete_verifier.bab.split import split
@@ -141,6 +143,25 @@ def test_a_lost_domain_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DomainStore, "add", careless)
     with pytest.raises(ContractError, match="lost or doubled"):
         decide(case.problem, FAST)
+
+
+@pytest.mark.parametrize("synchronous", [False, True])
+def test_progress_tells_the_least_bound_of_what_is_open(synchronous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is put together from the queue within a round and from the round's children."""
+    case = hard("mlp", holds=True)
+    told, stored = [], []
+    one_round = Rounds._round
+
+    def watched(self: Rounds[Domains], store: DomainStore[Domains], before: Agreed) -> Agreed:
+        agreed = one_round(self, store, before)
+        stored.append(store.worst_margin())
+        return agreed
+
+    monkeypatch.setattr(Rounds, "_round", watched)
+    settings = replace(FAST, batch_size=4, min_batch_ratio=0.0, method="babsr", max_iterations=30)
+    settings = replace(settings, synchronous=synchronous)
+    search(case.problem, incomplete(case.problem), settings, lambda at: told.append(at.worst_bound))
+    assert told == stored and len(set(told)) > 3
 
 
 def test_a_child_that_nobody_counted_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,8 @@ def test_same_as_a_plain_list(traversal: Traversal, tmp_path: Path) -> None:
         assert len(store) == len(model.open) == sum(level.count for level in store._levels)
         use = store.use()
         assert use.device_bytes <= budget.device_bytes and use.host_bytes <= budget.host_bytes
-        worst = store.worst_margin()
+        worst, later = store.worst_margin(), store.worst_margin_later()
+        assert str(later()) == str(worst)
         if any(math.isnan(m) for m in model.open.values()):
             assert math.isnan(worst)
         else:
@@ -264,6 +265,15 @@ def test_taking_from_nothing() -> None:
     store = DomainStore(toy([0]), "worst_first")
     assert len(store.take(5)) == 0 and len(store) == 0
     assert store.worst_margin() == math.inf
+
+
+def test_the_worst_for_later_is_that_of_now() -> None:
+    store = DomainStore(toy([0]), "worst_first", UNLIMITED)
+    nothing = store.worst_margin_later()
+    store.add(toy([1, 2]), torch.tensor([-3.0, -1.0]))
+    both = store.worst_margin_later()
+    store.take(1)
+    assert (nothing(), both(), store.worst_margin()) == (math.inf, -3.0, -1.0)
 
 
 def test_budgets_come_from_what_is_free() -> None:

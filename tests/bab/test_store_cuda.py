@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -110,6 +110,11 @@ def test_a_round_waits_once_at_most() -> None:
     assert syncs(lambda: store.add(batch[3], margin)) == []
     assert len(syncs(lambda: taken.append(store.take(4096)))) <= 1
     assert len(taken[0]) == 4096
+    later: list[Callable[[], float]] = []
+    assert syncs(lambda: later.append(store.worst_margin_later())) == []
+    worst = store.worst_margin()
+    store.take(4096)
+    assert later[0]() == worst < store.worst_margin()
 
 
 def test_pinned_memory_is_used_to_the_full() -> None:
@@ -119,6 +124,7 @@ def test_pinned_memory_is_used_to_the_full() -> None:
         store.add(toy(range(1000 * k, 1000 * k + 1000), "cuda", WIDTH), torch.zeros(1000, device="cuda"))
     for slab in store._host._slabs:
         assert all(field.is_pinned() for field in slab.fields)
-        size = slab.slots * ROW
-        assert (1 << (size - 1).bit_length()) - size < ROW or slab.slots >= store._host.capacity
+        row = store._host.slot_bytes
+        size = slab.slots * row
+        assert (1 << (size - 1).bit_length()) - size < row or slab.slots >= store._host.capacity
     assert store.take(8000).id.tolist() == list(range(8000))

@@ -44,6 +44,7 @@ from complete_verifier.bab.subproblems import Expanded, Share
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.problem import Clauses, Clock, Problem
 from tests.bab.problems import BOUNDS
+from tests.parallel.round_counts import RoundCounts, round_counts
 
 PRINT = Fingerprint("n", "p", {})
 
@@ -64,7 +65,7 @@ class Run:
 
     ``general``: by the bounder of all networks. ``folder``: checkpoints go there after every round; ``resume``: from
     the one that is there. ``plant``: a fault, by the name of a function of this module. ``refine``: seconds for the
-    hidden neurons' boxes, and nothing else.
+    hidden neurons' boxes, and nothing else. ``counts``: what each round says and waits for is counted.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Run:
     resume: bool = False
     plant: str = ""
     refine: float = 0.0
+    counts: bool = False
 
 
 @dataclass
@@ -95,6 +97,7 @@ class Trace:
     collectives: dict[str, int] = field(default_factory=dict)
     resumed: list[int] = field(default_factory=list)  # ids of the checkpoint that it went on from
     boxes: list[Tensor] = field(default_factory=list)  # lower and upper bounds of hidden neurons after refinement
+    counts: list[RoundCounts] = field(default_factory=list)
 
 
 def searches(runs: Sequence[Run]) -> dict[str, Trace]:
@@ -115,6 +118,8 @@ def _searched(run: Run) -> Trace:
         stack.enter_context(mock.patch.object(CheckpointWriter, "due", lambda self, size, seconds_left: True))
         if run.general:
             stack.enter_context(mock.patch.object(bounding, "is_relu_network", lambda graph: False))
+        if run.counts:
+            stack.enter_context(round_counts(context, trace.counts))
         stack.enter_context(_recorded(trace))
         if run.plant:
             stack.enter_context(globals()[run.plant](context))

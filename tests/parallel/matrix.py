@@ -20,8 +20,8 @@ from torch import Tensor
 
 from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
 from auto_LiRPA.bounds.settings import AlphaSettings, BoundSettings
-from auto_LiRPA.graph import tensor_parallel as _imported_for_all_ranks  # noqa: F401
 from auto_LiRPA.graph.ir import Graph
+from auto_LiRPA.graph.tensor_parallel import tensor_parallel
 from auto_LiRPA.parallel import tiles as tiling
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.settings import ParallelSettings
@@ -256,19 +256,14 @@ def problem_of(
 
     There is all the time in the world: what the incomplete stage leaves out for lack of time depends on the machine.
     """
-    x = center(net, graph, dtype).to(context.device)
-    values = [x]
-    for node in graph.nodes[1:]:
+    values, whole = [center(net, graph, dtype)], NETS[net].make(LocalStore(BLOCK_MIB), dtype)
+    for node in whole.nodes[1:]:
         values.append(node.op.forward(*(values[i] for i in node.inputs)))
-    y = values[graph.output].flatten()
-    c = specification(dtype)[0, :3].unsqueeze(1).to(x.device)
+    y, x = values[whole.output].flatten(), values[0].to(context.device)
+    c = specification(dtype)[0, :3].unsqueeze(1)
     rhs = (c[:, 0] @ y - slack).unsqueeze(1)
-    spec = Clauses(
-        c,
-        rhs,
-        torch.zeros(3, dtype=torch.int64, device=x.device),
-        torch.zeros(3, 1, dtype=torch.bool, device=x.device),
-    )
+    kinds, strict = torch.zeros(3, dtype=torch.int64), torch.zeros(3, 1, dtype=torch.bool)
+    spec = Clauses(*(part.to(x.device) for part in (c, rhs, kinds, strict)))
     alpha = AlphaSettings(iterations=ITERATIONS, lr_alpha=0.25)
     return Problem(
         graph, Box(x - radius, x + radius), spec, context, BoundSettings(alpha=alpha), Clock(time.monotonic(), 1e9)
@@ -279,6 +274,8 @@ def problem_of(
 
 def _search(graph: Graph, task: Task, context: DistributedContext) -> Found:
     """The incomplete stage and a synchronous search of some rounds."""
+    if context.mode == "tp":
+        graph = tensor_parallel(graph, context)
     chosen = SEARCHES[task.net]
     problem = problem_of(graph, task.net, task.dtype, context, chosen.radius, chosen.slack)
     found = Found()

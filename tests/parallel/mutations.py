@@ -220,7 +220,7 @@ def job_skipped(rank: int, struck: Struck) -> Iterator[None]:
 def adjoints_added_in_rank_order(rank: int, struck: Struck) -> Iterator[None]:
     """First each rank's own tiles, then the ranks: the sum that an all-reduce would give."""
 
-    def gather(self: Any, present: int) -> None:
+    def gather(self: Any, present: int, first: int) -> None:
         struck()
         of_ranks = self._rows.gather(torch.stack(self._packed).sum(0))
         self._packed = []
@@ -283,12 +283,26 @@ def idle_pass_left_out(rank: int, struck: Struck) -> Iterator[None]:
     """A rank without a tile does not make the gathers that the others make."""
     original = sharing.each_tile
 
-    def each_tile(context: DistributedContext, *rest: Any) -> list[Tensor]:
+    def each_tile(context: DistributedContext, *rest: Any, **more: Any) -> list[Tensor]:
         if context.lockstep:
             struck()
-        return original(replace(context, lockstep=False), *rest)
+        return original(replace(context, lockstep=False), *rest, **more)
 
     with replaced_everywhere(original, each_tile):
+        yield
+
+
+@contextmanager
+def dealt_from_rank_zero(rank: int, struck: Struck) -> Iterator[None]:
+    """Results are put together as if rank 0 had every list's first tile."""
+    original = sharing.owner
+
+    def owner(group: Group, position: int, first: int = 0) -> int:
+        if first % group.size:
+            struck()
+        return original(group, position)
+
+    with replaced_everywhere(original, owner):
         yield
 
 
@@ -330,4 +344,5 @@ FAULTS: dict[str, Fault] = {
     "shard is a view": shard_is_a_view,
     "idle pass left out": idle_pass_left_out,
     "own clock": own_clock,
+    "dealt from rank 0": dealt_from_rank_zero,
 }

@@ -25,6 +25,7 @@ from auto_LiRPA.operators.linear import Linear
 from auto_LiRPA.operators.placed import PlacedAffine
 from auto_LiRPA.parallel.block_buffers import FetchedWeight
 from auto_LiRPA.parallel.context import DistributedContext
+from auto_LiRPA.parallel.host_store import HostStore
 from auto_LiRPA.parallel.settings import ParallelSettings
 from auto_LiRPA.parallel.store import HOST_ALIGNMENT, MIB, LocalStore, LocalWeight, ParameterStore
 from auto_LiRPA.parallel.whole import whole
@@ -56,7 +57,8 @@ def run(case: dict[str, Any]) -> dict[str, str]:
         context.counters.live_blocks_max = 0
         offload = DistributedContext.single("cpu", ParallelSettings(mode="offload", block_mib=BLOCK_MIB))
         offload.buffers.debug = True
-        stores = Stores(context, context.make_store(), offload.make_store(), LocalStore(BLOCK_MIB))
+        host = HostStore(BLOCK_MIB, offload.buffers, offload.device, offload.counters, group=context.world)
+        stores = Stores(context, context.make_store(), host, LocalStore(BLOCK_MIB))
         try:
             check(stores, case)
             found[name] = ""

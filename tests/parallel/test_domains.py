@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from auto_LiRPA.values import Box
+from complete_verifier.bab.agreement import Status
 from complete_verifier.bab.clip import ClipSettings
 from complete_verifier.bab.settings import BabSettings
 from tests.bab.problems import incomplete, random_case
@@ -23,6 +24,8 @@ WORKER = "tests.parallel.domain_workers:searches"
 RANKS = (1, 2, 3)
 SYNCHRONOUS = BabSettings(batch_size=24, iterations=3, lr_alpha=0.1, synchronous=True, record_ledger=True)
 FREE = BabSettings(batch_size=12, iterations=3, lr_alpha=0.1, record_ledger=True)
+# without a ledger: to keep one every child is read
+COUNTED = replace(FREE, batch_size=2, min_batch_ratio=0.0, record_ledger=False, max_iterations=24)
 SHARDED = {"domains": "shard"}
 WITH_WEIGHTS = {"mode": "fsdp", "domains": "shard", "block_mib": 1e-6}  # blocks of eight rows
 CLOSED, FOUND = (True, "all domains closed"), (False, "counterexample")
@@ -54,6 +57,7 @@ def free() -> list[Run]:
         Run("free limit", question("cnn", 17), replace(FREE, max_iterations=3)),
         Run("free tiny", question("residual", 4), replace(FREE, batch_size=1, min_batch_ratio=0.0)),
         Run("free ahead", question("residual", 45), replace(FREE, batch_size=2, min_batch_ratio=0.0)),
+        Run("free counted", question("residual", 45), COUNTED, counts=True),
     ]
 
 
@@ -63,6 +67,7 @@ EXPECTED = {
     "free limit": (False, "round limit 3"),
     "free tiny": CLOSED,
     "free ahead": CLOSED,
+    "free counted": (False, "round limit 24"),
 }
 
 
@@ -155,6 +160,31 @@ def test_ranks_with_full_queues_do_not_wait(traces: dict[int, list[dict[str, Tra
         assert len(set(ahead)) <= 1
         for count, rounds in ahead:
             assert count > rounds / 3 if ranks > 1 and name == "free ahead" else count == 0, (name, count, rounds)
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_a_round_says_and_waits_for_no_more_than_it_has_to(
+    traces: dict[int, list[dict[str, Trace]]], ranks: int
+) -> None:
+    """One exchange of a row of numbers, whatever the data; of its own device a rank asks what one rank alone asks."""
+    every = [rank["free counted"].counts for rank in traces[ranks]]
+    assert len({len(counts) for counts in every}) == 1
+    for number, each in enumerate(zip(*every, strict=True)):
+        steady = ranks > 1 and each[0].steady
+        assert all(one.steady == steady for one in each), number
+        agrees = {one.collectives.get("agree", 0) for one in each}
+        assert len(agrees) == 1 and agrees <= {0, 1, 2}, (number, agrees)  # two: the last round was waited for as well
+        for one in each:
+            assert one.worst[0] == one.worst[1], (number, one)
+            assert set(one.collectives) <= {"agree", "send", "receive"}, (number, one)
+            waits = one.waits
+            assert waits["status"] == waits["worst_behind"] == waits["settle"] == waits["tell"] == 0, (number, one)
+            assert waits["hear"] == one.collectives.get("agree", 0), (number, one)  # of what has come, in host memory
+            # the first of the queue (on a CPU only), their slabs; the counts, which are open, which are leaves
+            assert waits["pick"] <= 2 and waits["sorted_out"] <= (4 if waits["close_leaves"] else 2), (number, one)
+            if steady:
+                assert one.collectives == {"agree": 1} and one.bytes == 8 * ranks * len(fields(Status)), (number, one)
+    assert ranks == 1 or sum(one.steady for one in every[0]) > len(every[0]) / 3
 
 
 def test_a_counterexample_ends_all_though_they_do_not_wait() -> None:

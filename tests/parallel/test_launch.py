@@ -155,8 +155,11 @@ def test_under_torchrun(tmp_path: Path) -> None:
             ("--nproc", "2", "--nnodes", "2", "--node_rank", "0", "--master_addr", "a", "--csv_name", "list.csv"),
             "--nnodes 2: a list runs on one machine so far; name one instance",
         ),
-        (("--nproc", "2", "--dataset", "MNIST"), "data.dataset: examples run in one process"),
-        (("--nproc", "2", "--prepare_only"), "general.prepare_only: runs in one process so far"),
+        (
+            ("--nproc", "2", "--nnodes", "2", "--node_rank", "0", "--master_addr", "a", "--dataset", "MNIST"),
+            "--nnodes 2: a data set runs on one machine so far; leave it out",
+        ),
+        (("--nproc", "2", "--prepare_only"), "general.prepare_only: reads and checks the input, which one process"),
         (("--nproc", "2", "--pgd_steps", "x"), "--pgd_steps"),
     ],
 )

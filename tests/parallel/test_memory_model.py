@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from auto_LiRPA.bounds import wide
 from auto_LiRPA.bounds.dry_run import Asked, ShapeGraph, ShapeStore, examine
 from auto_LiRPA.bounds.intermediate import crown_boxes
 from auto_LiRPA.bounds.methods import Method, Query, compute
 from auto_LiRPA.bounds.settings import AlphaSettings, BoundSettings
 from auto_LiRPA.graph.ir import Graph
+from auto_LiRPA.operators.smooth import Sigmoid
 from auto_LiRPA.parallel.axes import Axes, resolve_axes
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.memory_model import CPU, H100, Facts, Machine, Prediction, predict, rows_that_hide
@@ -59,6 +61,22 @@ def test_peaks_that_gpus_showed(hidden: int, depth: int, tile: int, mode: str, r
     figure = {"h": hidden, "d": depth, "tile": tile, "mode": mode, "world": ranks, "peak_mib": peak}
     (line,) = compared(figure)
     assert abs(line.off) < 0.02
+
+
+# docs/parallel_results.md, experiment 1: 4096 - ReLU(262144) - 1, 2048 inputs, blocks of 32 MiB. Mode, ranks, boxes cut
+# at 0 and 1 (then radii differ), MiB.
+WIDE = [
+    ("single", 1, False, 4387.0), ("single", 1, True, 4435.0), ("offload", 1, False, 354.0),
+    ("fsdp+rows", 2, False, 2355.0), ("tp", 2, False, 2339.0), ("rows", 2, False, 4339.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("mode", "ranks", "clamped", "peak"), WIDE)
+def test_peaks_of_a_very_wide_layer(mode: str, ranks: int, clamped: bool, peak: float) -> None:
+    figure = {"what": "wide_time", "net": "4096-262144-1", "loop": "blocks", "batch": 2048, "tile": "auto",
+              "block_mib": 32.0, "mode": mode, "world": ranks, "clamped": clamped, "peak_mib": peak}  # fmt: skip
+    (line,) = compared(figure)
+    assert abs(line.off) < 0.002, line.told()
 
 
 def test_the_comparison_tells_what_is_off() -> None:
@@ -108,6 +126,74 @@ def test_live_bytes_of_a_call(name: str, tile: Any, alpha: Any) -> None:
     found = predict(examine(ShapeGraph.of(graph, context.settings), torch.float32, asked), ONE, 1, CPU)
     predicted = found.peak - found.parts["weights"] - found.parts["constants"]
     assert predicted == pytest.approx(live.peak, rel=0.15, abs=8 * 1024), dict(found.parts)
+
+
+def _wide(inputs: int, outputs: int, smooth: bool) -> Graph:
+    build = Builder((inputs,), block_mib=0.125)
+    first, last = dense_layers([inputs, 1200, outputs], 3, torch.float32)
+    at = build.dense(first, 0)
+    build.dense(last, build.add(Sigmoid(), (at,), (1200,)) if smooth else build.relu(at))
+    return build.graph()
+
+
+@pytest.mark.parametrize(
+    ("tile", "kept_mib", "outputs", "clamped", "intersected", "smooth"),
+    [
+        (8, 256, 1, False, False, False), (8, 256, 1, True, True, False), (8, 0.02, 1, False, True, False),
+        ("auto", 256, 1, True, False, False), ("auto", 0, 1, False, True, True), (24, 256, 3, False, False, False),
+        (24, 256, 3, True, True, True),
+    ],
+)  # fmt: skip
+def test_live_bytes_of_a_very_wide_layer(
+    monkeypatch: pytest.MonkeyPatch,
+    tile: Any,
+    kept_mib: float,
+    outputs: int,
+    clamped: bool,
+    intersected: bool,
+    smooth: bool,
+) -> None:
+    """The loop itself is what runs dry: several tiles a walk, several walks, one tile."""
+    monkeypatch.setattr(wide, "KEPT_MIB", kept_mib)
+    graph = _wide(64, outputs, smooth)
+    x = torch.rand(50, 64, generator=torch.Generator().manual_seed(1))
+    region = Box((x - 0.01).clamp(0, 1), (x + 0.01).clamp(0, 1)) if clamped else Box(x - 0.01, x + 0.01)
+    settings = BoundSettings(compare_with_ibp=intersected, wide_mib=0)
+    context = DistributedContext.single("cpu", ParallelSettings(tile_rows=tile, block_mib=0.125, threads=1))
+    with torch.no_grad(), LiveBytes() as live:
+        compute(graph, region, Query(boxes=False), Method.CROWN, context, settings)
+    asked = Asked(batch=50, boxes=False, one_radius=not clamped, bounds=settings)
+    facts = examine(ShapeGraph.of(graph, context.settings), torch.float32, asked)
+    assert facts.wide is not None and facts.wide.tiles.count == len(wide.batch_tiles(50, outputs, context))
+    parts = predict(facts, ONE, 1, CPU).parts
+    assert parts["tile"] + parts["bounds"] - 2 * x.numel() * 4 == pytest.approx(live.peak, rel=0.005)
+
+
+def test_which_layers_the_model_takes_for_very_wide() -> None:
+    """Those that the engine does; a caller who wants the boxes, as the command does, has them."""
+    shapes = ShapeGraph.of(mlp_shapes(4096, 1, 64, 1), ParallelSettings())
+    for batch, boxes, alpha, found in [
+        (8192, False, "none", False), (8193, False, "none", True), (8193, True, "none", False),
+        (8193, False, "fixed", False),
+    ]:  # fmt: skip
+        asked = Asked(batch=batch, boxes=boxes, alpha=alpha, spec_rows=1)  # type: ignore[arg-type]
+        facts = examine(shapes, torch.float32, asked)
+        assert (facts.wide is not None) is found and bool(facts.passes) is not found
+
+
+def test_weights_are_fetched_once_a_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tiles of a rank share a walk; where they do not fit, there are several."""
+    asked = Asked(batch=64, boxes=False, bounds=BoundSettings(wide_mib=0))
+    for kept_mib, walks in ((256, [1, 1, 1]), (0.02, [4, 2, 2]), (0, [8, 4, 3])):
+        monkeypatch.setattr(wide, "KEPT_MIB", kept_mib)
+        facts = examine(ShapeGraph.of(mlp_shapes(4096, 1, 64, 1), ParallelSettings(tile_rows=8)), torch.float32, asked)
+        assert facts.wide is not None and facts.wide.tiles.count == 8
+        for ranks, count in zip((1, 2, 3), walks, strict=True):
+            found = _by_mode(facts, ranks, mode="fsdp" if ranks > 1 else "offload", rows="shard")
+            moved = found.work["crown"].gathered + found.work["crown"].copied
+            results = facts.wide.results * -(-8 // ranks) * ranks * (ranks > 1)
+            # and the last weight once, which makes the rows
+            assert moved - results == 4 * 64 * 4096 * count + 4 * 4096
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,7 @@ EXPECTED = {
     "shard is a view": Expected(FSDP, CROWN, ("bytes",)),
     "idle pass left out": Expected(FSDP_ROWS, CROWN, ("error", "bits")),
     "own clock": Expected(FSDP_ROWS, CROWN, ("error",)),
+    "dealt from rank 0": Expected(ROWS, Task("cnn", "keep"), ("bits",)),
 }
 # Faults of the test itself look like errors too, and are not what it looks for.
 OWN_FAULT = re.compile(r"^(AttributeError|TypeError|NameError|ImportError|LookupError|KeyError|AssertionError)", re.M)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from complete_verifier.config import load_config
-from complete_verifier.driver.tasks import Failure, Probe, RunInstance
+from complete_verifier.driver.tasks import Failure, Probe, RunInstance, Shared
 from complete_verifier.driver.worker import work
 from complete_verifier.events import BoundsFound, ProblemLoaded, StageStarted
 from complete_verifier.outcome import Verdict
@@ -23,7 +23,7 @@ SETTINGS = load_config([*COMMON, "--pgd_order", "skip"])
 
 def said(task: object) -> list[object]:
     messages: list[object] = []
-    work(SETTINGS, task, messages.append)
+    work(Shared(SETTINGS), task, messages.append)
     return messages
 
 

@@ -185,6 +185,7 @@ class FusedDomains:
     def optimize(self, batch: Batch, seconds_left: Callable[[], float] | None, agree: Agree = bool) -> Bounded:
         """Best bounds over alpha, beta and row weights; `optimize_eagerly` says what ``agree`` is."""
         self._load(batch)
+        self._begin(batch)
         settings, count = self._settings, len(batch)
         done = 0
         sight: Callable[[], list[float]] | None = None
@@ -239,23 +240,27 @@ class FusedDomains:
         return {node: coef[: len(batch)] for node, coef in saved.items()}
 
     def _load(self, batch: Batch) -> None:
-        """Copy a batch into the buffers and start anew."""
+        """Copy a batch into the buffers: all that a pass reads."""
         count, spec = len(batch), self._spec
         pairs = [(spec.sign, batch.sign), (spec.value, batch.value), (spec.c, batch.c), (spec.rhs, batch.rhs)]
         pairs += [(spec.real, batch.real), (spec.strict, batch.strict), (self._mix.weight, batch.mix)]
-        pairs += [(self._mix.best, batch.mix)]
         for mine, given in pairs:
             mine[:count].copy_(given)
-        # the best so far is what came in, put into range
-        split = batch.sign != 0
-        value = batch.value.clamp_min(0)
-        self._best[:count].copy_(torch.where(split, value, value.clamp_max(1)))
         region = batch.region
         assert isinstance(region, Box)
         sides = [(self._box[0], batch.lower), (self._box[1], batch.upper)]
         sides += [(self._region[0], region.lower.flatten(1)), (self._region[1], region.upper.flatten(1))]
         for mine, given in sides:
             mine[: given.shape[0]].copy_(given)
+
+    def _begin(self, batch: Batch) -> None:
+        """Start an optimisation of the loaded batch anew; a single pass needs none of it."""
+        count = len(batch)
+        # the best so far is what came in, put into range
+        split = batch.sign != 0
+        value = batch.value.clamp_min(0)
+        self._best[:count].copy_(torch.where(split, value, value.clamp_max(1)))
+        self._mix.best[:count].copy_(batch.mix)
         for moment in (self._first, self._second, *self._mix.moments):
             moment.zero_()
         self._lower.fill_(-torch.inf)

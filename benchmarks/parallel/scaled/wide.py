@@ -1,9 +1,9 @@
 """Experiment 1 over ranks: one very wide layer over a large batch, bounded block by block of its neurons.
 
-`abcrown --plan` does not know this order of work (it plans the usual one, with boxes of batch times layer), so what is
-predicted here is this file's own count of `auto_LiRPA/bounds/wide.py`: for a tile of b inputs a block of k neurons
-costs 6 b n k operations (one product for the boxes, two for both signs' coefficients), and every walk fetches each
-block once.
+`abcrown --plan` is about the command, which keeps the layer's boxes; the planner's model of this order of work
+(`plan_check.wide_prediction`) takes seconds a point. So what is predicted here for hundreds of ranks is this file's own
+count of `auto_LiRPA/bounds/wide.py`: for a tile of b inputs a block of k neurons costs 6 b n k operations (one product
+for the boxes, two for both signs' coefficients), and every walk fetches each block once.
 """
 
 from __future__ import annotations

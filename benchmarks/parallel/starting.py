@@ -34,6 +34,12 @@ class Job:
     def key(self) -> str:
         return f"{self.script} {self.ranks} {' '.join(self.arguments)}"
 
+    def command(self, out: Path) -> list[str]:
+        """What a rank runs. The figures' file is named before a `--`, behind which words go on to another command."""
+        at = self.arguments.index("--") if "--" in self.arguments else len(self.arguments)
+        words = (*self.arguments[:at], "--out", str(out), *self.arguments[at:])
+        return [sys.executable, str(HERE / self.script), *words]
+
 
 def run_jobs(jobs: Sequence[Job], out: Path, budget_s: float) -> list[str]:
     """Run what ``out`` does not have yet; lines for the figures are the scripts' business. Returns what went wrong."""
@@ -63,7 +69,7 @@ def run_jobs(jobs: Sequence[Job], out: Path, budget_s: float) -> list[str]:
 
 def _run(job: Job, out: Path, timeout_s: float) -> tuple[int | None, str]:
     """Exit code (None: the time limit) and the last lines that are no figures."""
-    command = [sys.executable, str(HERE / job.script), *job.arguments, "--out", str(out)]
+    command = job.command(out)
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         ranks = [_begin(command, environment, log) for environment in _environments(job.ranks)]
         try:

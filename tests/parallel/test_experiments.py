@@ -244,3 +244,12 @@ def test_no_pictures_without_the_library(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     bars = [kinds.Bars("b", "bars", "MiB", (kinds.Bar("one", {"a": 1.0}),))]
     assert list(plots.draw(bars, tmp_path, "exp0")) == [] and "no pictures" in caplog.text
+
+
+def test_figures_are_written_where_the_experiment_looks() -> None:
+    """What stands behind `--` belongs to the command that a script runs; its own words stand before."""
+    for words, wanted in (
+        (("--mode", "x"), ["--mode", "x", "--out", "f.jsonl"]),
+        (("--ranks", "2", "--", "--onnx_path", "n"), ["--ranks", "2", "--out", "f.jsonl", "--", "--onnx_path", "n"]),
+    ):
+        assert Job("a.py", 1, words).command(Path("f.jsonl"))[2:] == wanted

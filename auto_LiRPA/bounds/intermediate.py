@@ -89,7 +89,8 @@ def cut_rows(graph: Graph, node_id: int, count: int, batch: int, context: Distri
     """
     node, most = graph.nodes[node_id], widest(graph, node_id)
     setting = context.settings.tile_rows
-    height = tile_height(node.size, most, itemsize, batch, setting, on_map=len(node.shape) > 1)
+    on_map = len(node.shape) > 1
+    height = tile_height(node.size, most, itemsize, batch, setting, on_map)
     if setting == "auto":
         height = min(height, -(-count // pieces(count, most, itemsize, batch)))
     return cut(count, height)

@@ -6,7 +6,7 @@ final rows give the adjoints of the boxes, and these weigh the rows of the start
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,6 +49,7 @@ from auto_LiRPA.values import Interval, Region
 FINAL = -1  # the key of the specification's own rows among the start nodes
 
 TileSlopes = dict[int, Tensor]
+TileGradient = tuple[tuple[int, int], Mapping[int, Tensor]]  # of which start node and tile, by node
 
 # Coefficients of all tiles together that may be kept from the bounding pass to the gradient; above it each tile's
 # pass is run again. Decided from the model's sizes alone, and the numbers are the same either way.
@@ -387,25 +388,28 @@ class _Joint:
         return self.spec.join(each_tile(self.context, len(self.spec.tiles), compute, like, idle))
 
     def _step(self, relaxations: Relaxations, weight: Tensor, iteration: int) -> None:
-        """One Adam step of all slopes that this rank has."""
+        """One Adam step of all slopes that this rank has.
+
+        A tile's slopes move as soon as their derivatives are known, and these go: no other tile's depend on them.
+        """
         rate = self.settings.lr_alpha * self.settings.decay**iteration
-        for key, found in self._gradients(relaxations, weight).items():
+        for key, found in self._gradients(relaxations, weight):
             variables = self.slopes[key]
             ordered = [found.get(j, torch.zeros_like(v)) for j, v in variables.items()]
             ascend(list(variables.values()), ordered, self.moments[key], [rate] * len(ordered), iteration + 1)
             project(relaxations, variables, {})
+            del found, ordered  # while the next tile's are made
 
-    def _gradients(self, relaxations: Relaxations, weight: Tensor) -> dict[tuple[int, int], Mapping[int, Tensor]]:
+    def _gradients(self, relaxations: Relaxations, weight: Tensor) -> Iterator[TileGradient]:
         """Derivatives of the objective by every slope that this rank has, the last start node's first."""
         self.sums.begin()
-        gradients: dict[tuple[int, int], Mapping[int, Tensor]] = {}
 
         def final_tile(position: int) -> tuple[Rows, Tensor]:
             tile = self.spec.tiles[position]
             w = _padded(weight[:, tile.start : tile.stop], tile.height)
             return self.spec.rows(self.graph, position, self.sign), w
 
-        self._start_gradients(FINAL, len(self.spec.tiles), 0, final_tile, relaxations, gradients)
+        yield from self._start_gradients(FINAL, len(self.spec.tiles), 0, final_tile, relaxations)
         for start in reversed(self.starts):
             seed = self.sums.box(start.node)
             if seed is None:
@@ -424,8 +428,7 @@ class _Joint:
                 w = torch.cat([_padded(side, tile.height) for side in sides], 1)
                 return start.rows(self.graph, position), w
 
-            self._start_gradients(start.node, len(start.tiles), start.first, tile_of, relaxations, gradients)
-        return gradients
+            yield from self._start_gradients(start.node, len(start.tiles), start.first, tile_of, relaxations)
 
     def _start_gradients(
         self,
@@ -434,9 +437,8 @@ class _Joint:
         first: int,
         tile_of: Callable[[int], tuple[Rows, Tensor]],
         relaxations: Relaxations,
-        gradients: dict[tuple[int, int], Mapping[int, Tensor]],
-    ) -> None:
-        """Derivatives of one start node's tiles: by its slopes to ``gradients``, by boxes to the sums."""
+    ) -> Iterator[TileGradient]:
+        """Derivatives of one start node's tiles by its slopes; those by boxes go to the sums."""
         rows = self.context.rows
         alone = rows.size == 1 and self.context.weights.size == 1
         shared = start != FINAL and self.settings.share_alphas
@@ -448,11 +450,11 @@ class _Joint:
             found: Gradient | None = None
             if mine or self.context.lockstep:
                 found = self._tile_gradient(start, position, tile_of(position), relaxations, mine)
-            if found is not None and not shared:
-                gradients[(start, position)] = found.slopes
             self.sums.add(start, found, count - turn * rows.size, shared, self.spec.c, first)
+            if found is not None and not shared:
+                yield (start, position), found.slopes
         if shared:
-            gradients[(start, 0)] = self.sums.slopes()
+            yield (start, 0), self.sums.slopes()
 
     def _tile_gradient(
         self, start: int, position: int, tile: tuple[Rows, Tensor], relaxations: Relaxations, mine: bool

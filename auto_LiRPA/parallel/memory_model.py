@@ -22,7 +22,7 @@ from auto_LiRPA.parallel.tiles import walks
 MIB = 2**20
 AlphaMode = Literal["none", "fixed", "keep", "stream"]
 
-# Joint alpha-CROWN (`keep`): the slopes and Adam's two moments, and beside them the gradient.
+# Joint alpha-CROWN (`keep`): the slopes and Adam's two moments. Of the gradient there is one tile's at a time.
 JOINT_COPIES = 3
 # `stream` and `fixed`, one tile: the same, the best so far, and the gradient.
 TILE_COPIES = 5
@@ -317,7 +317,7 @@ def _rows_and_tile(facts: Facts, ranks: int) -> tuple[int, int]:
 def _joint(facts: Facts, ranks: int) -> tuple[int, int]:
     """Joint alpha-CROWN while gradients are made, the last start node's first.
 
-    Kept coefficients go as gradients come, so the larger of both counts; where they are kept no pass is run again.
+    One tile's derivatives live at a time, as part of its sweep. Where coefficients are kept no pass is run again.
     """
     kept = facts.kept_passes() > 0
     slopes, saved, tile = 0, 0, 0
@@ -326,7 +326,7 @@ def _joint(facts: Facts, ranks: int) -> tuple[int, int]:
         slopes += a.slopes // (2 * a.tiles.height) if shared else a.slopes * a.tiles.share(ranks)
         saved += a.saved * a.tiles.share(ranks) if kept else 0
         tile = max(tile, a.bound.peak, a.gradient.peak - (a.saved if kept else 0))
-    return JOINT_COPIES * slopes + max(slopes, saved), tile
+    return JOINT_COPIES * slopes + saved, tile
 
 
 def _add_domains(parts: dict[str, int], domains: DomainFacts, ranks: int) -> None:

@@ -132,7 +132,7 @@ def test_joint_gradient_through_intermediate_bounds(
     with torch.no_grad():
         relaxations = joint._refresh()
         joint._final_bounds(relaxations)
-        found = joint._gradients(relaxations, weight)
+        found = dict(joint._gradients(relaxations, weight))
     gradients = {(key, node): value for key, tile in found.items() for node, value in tile.items()}
     for name, grad in expected.items():
         mine = gradients.get(name)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from auto_LiRPA.errors import OutOfTime
+from auto_LiRPA.errors import ConfigError, OutOfTime
 from auto_LiRPA.parallel.numerics import full_precision
 from auto_LiRPA.values import Box
 from complete_verifier.bab.oom import is_out_of_memory
@@ -348,6 +348,11 @@ class _Search:
         hint = self.settings.hint
         if not hint:
             return None
+        if len(hint) not in (1, like.shape[1]):
+            raise ConfigError(
+                f"config: bab.branching.input_split.split_hint: {len(hint)} values for {like.shape[1]} inputs: give one"
+                " for all of them, or one for each"
+            )
         values = torch.tensor(hint, dtype=like.dtype, device=like.device)
         return values.expand(like.shape[1]) if len(values) == 1 else values
 

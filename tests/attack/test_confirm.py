@@ -18,7 +18,7 @@ from onnx import TensorProto
 
 from auto_LiRPA.errors import ModelError
 from auto_LiRPA.graph.run import evaluate
-from complete_verifier.attack.confirm import confirm, repair
+from complete_verifier.attack.confirm import confirm, confirm_inside, repair
 from complete_verifier.attack.objective import Candidate
 from complete_verifier.attack.onnx_network import OnnxNetwork
 from complete_verifier.attack.pgd import attack, run_attack
@@ -105,6 +105,20 @@ def test_a_point_outside_the_exact_box_is_refused(tmp_path: Path) -> None:
     assert confirm(path, spec, np.array([above])) is None
     assert confirm(path, spec, np.array([np.nan], np.float32)) is None
     assert confirm(path, spec, np.array([np.inf], np.float32)) is None
+
+
+def test_a_corner_that_was_rounded_outwards_is_moved_inside(tmp_path: Path) -> None:
+    """As a linear program gives it. What is farther outside stays refused, and so does what violates nothing."""
+    path = save(linear([1]), tmp_path / "net.onnx")
+    spec = prop(region(box(("0", "0.1")), [row({0: "-1"}, "0")]))
+    above = np.nextafter(np.float32(0.1), np.float32(1))
+    assert confirm(path, spec, np.array([above])) is None
+    found = confirm_inside(path, spec, np.array([above]))
+    assert found is not None and stands(found, path, spec)
+    assert confirm_inside(path, spec, np.array([0.11], np.float32)) is None
+    assert confirm_inside(path, spec, np.array([np.nan], np.float32)) is None
+    held = prop(region(box(("0", "0.1")), [row({0: "1"}, "-1")]))
+    assert confirm_inside(path, held, np.array([above])) is None
 
 
 def test_what_is_printed_is_run_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

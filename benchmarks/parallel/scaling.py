@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.parallel.experiments.kinds import Check, Options, Table, shown  # noqa: E402
-from benchmarks.parallel.scaled.forking import load  # noqa: E402
+from benchmarks.parallel.scaled.forking import gpus  # noqa: E402
 from benchmarks.parallel.scaled.kinds import Study, Task, in_order  # noqa: E402
 from benchmarks.parallel.scaled.running import Runner  # noqa: E402
-from benchmarks.parallel.starting import Figures, gpus, read, rows  # noqa: E402
+from benchmarks.parallel.starting import Figures, read, rows  # noqa: E402
 
 WORLDS = (1, 2, 4, 8)
 EXPERIMENTS = (1, 5, 6, 8)
@@ -91,10 +91,8 @@ def _studies(numbers: list[int], options: Options) -> Iterator[Study]:
 
 
 def _measure(tasks: list[Task], out: Path, found: int, given: argparse.Namespace) -> list[str]:
-    if found == 0:
-        if not given.reduced:
-            return ["no GPU here: full sizes are not run on a CPU (--reduced is)"]
-        load([task.job.script for task in tasks])
+    if found == 0 and not given.reduced:
+        return ["no GPU here: full sizes are not run on a CPU (--reduced is)"]
     runner = Runner(out, found, given.budget, exclusive=not given.side_by_side)
     runner.run(tasks)
     return runner.wrong

@@ -18,7 +18,7 @@ from complete_verifier.bab.schedule import Expands, Work
 from complete_verifier.bab.store import DomainStore
 from complete_verifier.bab.subproblems import D, Numbering, Share
 
-SYNCHRONOUS_TILE = 1024  # children of a job at most
+SYNCHRONOUS_TILE = 1024  # children of a job at most, unless its kind of search says otherwise
 # Queues are levelled when the longest one is longer than its fair share by this share and by so many domains.
 DRIFT_SHARE, LEAST_DRIFT = 0.02, 64
 ROUNDS_MOVED = 1
@@ -27,8 +27,8 @@ ROUNDS_MOVED = 1
 class Synchronous(Generic[D]):
     """See `schedule.Schedule`. ``batch_size`` parents a round are those of all ranks together."""
 
-    def __init__(self, group: Group, expander: Expands[D], like: D, tile: int | None = None) -> None:
-        """``tile``: children of a job at most, a number that settings and network decide; None: `SYNCHRONOUS_TILE`."""
+    def __init__(self, group: Group, expander: Expands[D], like: D, tile: int) -> None:
+        """``tile``: children of a job at most, a number that settings and network decide."""
         self._group, self._expander, self._like, self._tile = group, expander, like, tile
 
     def moves(self, agreed: Agreed) -> list[Move]:
@@ -55,7 +55,7 @@ class Synchronous(Generic[D]):
             expander.close_leaves(parents.pick(mine), mine.tolist(), share)
             return share
         levels = expander.levels(parents)
-        jobs = min(len(parents), -(-len(parents) * 2**levels // (self._tile or SYNCHRONOUS_TILE)))
+        jobs = min(len(parents), -(-len(parents) * 2**levels // self._tile))
         parts = []
         for job in range(turn, -(-jobs // size) * size, size):
             place = order[job::jobs] if job < jobs else order[:1]

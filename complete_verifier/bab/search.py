@@ -9,6 +9,8 @@ import torch
 
 from auto_LiRPA.bounds.columns import Layout
 from auto_LiRPA.bounds.domains.ascent import AscentSettings
+from auto_LiRPA.graph.ir import Graph
+from auto_LiRPA.operators.base import NonlinearOperator
 from auto_LiRPA.parallel.numerics import full_precision
 from complete_verifier.bab.bounding import make_bounder
 from complete_verifier.bab.clip import Clipper, ClipSettings, make_clipper
@@ -37,6 +39,8 @@ from complete_verifier.problem import Problem
 # look-ahead costs two thirds of a domain's memory and one pass.
 GPU_TILE = 4096
 CPU_TILE_ELEMENTS = 2**17
+# A network is small, for the synchronous schedule on a GPU, if a tile's neurons of all layers are so many at most.
+SMALL_TILE_ELEMENTS = 2**24
 # Iterations between two looks at what is proved: on a GPU a look costs launches, and an iteration too many at the end.
 LOOK_EVERY_CUDA = 5
 
@@ -92,7 +96,8 @@ class _Search(Rounds[Domains]):
         self.problem, self.start = shrunk(own, start)
         self.layout: Layout = make_layout(self.problem.graph, self.start.intermediate)
         self.lockstep = lockstep_of(self.context, self.problem.graph)
-        tiling = make_tiling(self.problem, settings, self.device)
+        # a synchronous job's height is the same in every mode, and not every mode shrinks
+        tiling = make_tiling(problem if settings.synchronous else self.problem, settings, self.device)
         clipper = None if settings.clip is None else self._clipper(settings.clip)
         if clipper is not None:
             self.roots = clipper.opened(self.roots)
@@ -123,7 +128,7 @@ class _Search(Rounds[Domains]):
         self.pace = Pace(settings, self.device)
         group = self.context.domains
         self.schedule = (
-            Synchronous(group, expander, self.roots)
+            Synchronous(group, expander, self.roots, tiling.height)
             if settings.synchronous
             else FreeRunning(group, expander, self.pace, self.roots.pick(self._numbers(0, min(1, len(self.roots)))))
         )
@@ -156,11 +161,22 @@ def ascent_settings(settings: BabSettings, device: torch.device) -> AscentSettin
     )
 
 
+def synchronous_tile(graph: Graph, device: torch.device) -> int:
+    """Children of a job at most, by the network and the kind of device alone.
+
+    On a GPU a job of a small network costs its launches, however few children it has (256x6 on an H100: about 12 ms
+    with 1024 as with 4096): so it has as many as a tile of the free-running schedule.
+    """
+    neurons = sum(node.size for node in graph.nodes if isinstance(node.op, NonlinearOperator))
+    small = neurons * GPU_TILE <= SMALL_TILE_ELEMENTS
+    return GPU_TILE if small and device.type == "cuda" else SYNCHRONOUS_TILE
+
+
 def make_tiling(problem: Problem, settings: BabSettings, device: torch.device) -> Tiling:
     """Heights come from the model and the settings alone."""
     # the fused kernels run in every mode, or the bits would differ; the engine captures them where weights stay put
     if settings.synchronous:
-        return Tiling(SYNCHRONOUS_TILE, True)
+        return Tiling(synchronous_tile(problem.graph, device), True)
     if device.type == "cuda":
         return Tiling(GPU_TILE, True)
     widest = max(node.size for node in problem.graph.nodes[1:])

@@ -16,6 +16,7 @@ from auto_LiRPA.bounds.intermediate import Intermediate
 from auto_LiRPA.graph.placements import Sharded, Spread
 from auto_LiRPA.graph.reassembly import whole_graph
 from auto_LiRPA.operators.base import NonlinearOperator, Relaxation
+from complete_verifier.bab.whole_weights import with_small_weights
 from complete_verifier.incomplete.result import IncompleteResult
 from complete_verifier.problem import Problem
 
@@ -26,11 +27,11 @@ def for_search(problem: Problem, start: IncompleteResult) -> tuple[Problem, Inco
     """The problem and its root with relaxations and slopes of all neurons on every rank.
 
     A network of plain ReLUs stays spread: its domains are bounded by parts (`SpreadEngine`). Any other network gets all
-    its weights on every rank for the search. Where nothing is spread both are given back as they are.
+    its weights on every rank for the search. Where nothing is spread, small weights become whole and the rest stays.
     """
     spread = problem.graph.spread
     if spread is None:
-        return problem, start
+        return with_small_weights(problem), start
     root = start.intermediate
     relaxations: dict[int, Relaxation] = {}
     for node_id in root.relaxations:

@@ -13,14 +13,12 @@ from typing import cast
 
 import torch
 
-from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.groups import alone
-from auto_LiRPA.parallel.store import LocalStore
-from auto_LiRPA.parallel.whole import whole
 from complete_verifier.bab.exchange import carry_out, first_of_all, levelling, packed, row_bytes, unpacked
 from complete_verifier.bab.lockstep import is_whole
 from complete_verifier.bab.store import DomainStore as TieredStore
+from complete_verifier.bab.whole_weights import with_small_weights
 from complete_verifier.input_bab.agreement import Report, Status, numbers, status
 from complete_verifier.input_bab.domains import Domains
 from complete_verifier.input_bab.store import DomainStore
@@ -40,14 +38,10 @@ def prepared(problem: Problem) -> Problem:
     How many passes a box takes depends on the box. Where a weight is gathered from the ranks on every use they would
     have to make the same passes, so either no weight is, or all these ranks bound the same boxes. All ranks call it.
     """
-    context, graph = problem.context, problem.graph
-    if context.mode == "tp" or is_whole(graph):
+    problem = with_small_weights(problem, WHOLE_WEIGHT_BYTES)
+    context = problem.context
+    if context.mode == "tp" or is_whole(problem.graph):
         return problem
-    if _weight_bytes(graph) <= WHOLE_WEIGHT_BYTES:
-        store = LocalStore(context.settings.block_mib)
-        graph = graph.mapped(lambda tensor: tensor, lambda weight: store.place(whole(weight)))
-        context = replace(context, mode="single", weights=alone(context.counters), lockstep=False)
-        return replace(problem, graph=graph, context=context)
     if context.lockstep:
         context = replace(context, domains=alone(context.counters), lockstep=context.rows.size > 1)
     return replace(problem, context=context)
@@ -61,11 +55,6 @@ def own_passes(context: DistributedContext) -> DistributedContext:
 def attack_context(context: DistributedContext, synchronous: bool) -> DistributedContext:
     """Of the ranks that attack the same boxes of a search together (`Team.together`: all of them)."""
     return context if synchronous else own_passes(context)
-
-
-def _weight_bytes(graph: Graph) -> int:
-    """Of all weights, each counted once."""
-    return sum({id(w): w.numel * w.dtype.itemsize for w in graph.weights}.values())
 
 
 class Team:
@@ -117,9 +106,7 @@ class Team:
         """Every rank's domains, in the order of their ids."""
         if self.count > 1:
             counts = [int(row[0]) for row in self.queues.numbers([len(domains)])]
-            padded = torch.zeros(
-                max(counts), row_bytes(self._like), dtype=torch.uint8, device=self._like.id.device
-            )
+            padded = torch.zeros(max(counts), row_bytes(self._like), dtype=torch.uint8, device=self._like.id.device)
             if len(domains):
                 padded[: len(domains)] = packed(domains)
             every = self.queues.gather(padded)

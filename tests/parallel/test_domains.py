@@ -28,6 +28,7 @@ FREE = BabSettings(batch_size=12, iterations=3, lr_alpha=0.1, record_ledger=True
 COUNTED = replace(FREE, batch_size=2, min_batch_ratio=0.0, record_ledger=False, max_iterations=24)
 SHARDED = {"domains": "shard"}
 WITH_WEIGHTS = {"mode": "fsdp", "domains": "shard", "block_mib": 1e-6}  # blocks of eight rows
+SMALL_WEIGHTS = WITH_WEIGHTS | {"block_mib": 5e-4}  # all of a network in one block: every rank gets whole weights
 CLOSED, FOUND = (True, "all domains closed"), (False, "counterexample")
 
 
@@ -72,11 +73,15 @@ EXPECTED = {
 
 
 def on(ranks: int, runs: Sequence[Run]) -> list[Run]:
-    """The runs on so many ranks: with whole weights, and some with sharded ones (a gather takes a millisecond)."""
+    """The runs on so many ranks: with whole weights, and some with sharded ones (a gather takes a millisecond).
+
+    Where sharded weights are small, a search gathers them once.
+    """
     if ranks == 1:
         return list(runs)
     names = ("found", "free tiny") if ranks == 2 else ("general", "free limit")
     shared = [replace(r, name=f"{r.name}, sharded weights", parallel=WITH_WEIGHTS) for r in runs if r.name in names]
+    shared += [replace(r, name=f"{r.name}, small weights", parallel=SMALL_WEIGHTS) for r in runs if r.name in names]
     return [replace(run, parallel=SHARDED) for run in runs] + shared
 
 
@@ -104,7 +109,7 @@ def test_synchronous_trees_are_equal_bit_for_bit(traces: dict[int, list[dict[str
     """Ids, bounds, slopes, signs, weights of rows, what is closed; counts, rounds, progress and counterexamples too."""
     for run in synchronous():
         alone = traces[1][0][run.name]
-        for name in (run.name, f"{run.name}, sharded weights"):
+        for name in (run.name, f"{run.name}, sharded weights", f"{run.name}, small weights"):
             mine = [rank[name] for rank in traces[ranks] if name in rank]
             if not mine:
                 continue
@@ -133,11 +138,22 @@ def test_the_work_is_really_shared(traces: dict[int, list[dict[str, Trace]]], ra
     assert sum(trace.idle for trace in with_weights) > 0
 
 
+@pytest.mark.parametrize("ranks", RANKS[1:])
+def test_small_weights_are_gathered_once(traces: dict[int, list[dict[str, Trace]]], ranks: int) -> None:
+    """One fetch of each weight before the search, and no rank keeps step with another after it."""
+    layers = {f"{run.name}, small weights": len(run.question.graph.weights) for run in synchronous() + free()}
+    found = [(trace, layers[name]) for rank in traces[ranks] for name, trace in rank.items() if name in layers]
+    assert found
+    for trace, count in found:
+        assert 0 < trace.collectives["weights"] <= count
+        assert trace.idle == 0
+
+
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("name", EXPECTED)
 def test_free_running_verdicts(traces: dict[int, list[dict[str, Trace]]], ranks: int, name: str) -> None:
     """The verdict that MILP gives, on every rank; no domain has two owners; the leaves of all ranks cover the root."""
-    for full in (name, f"{name}, sharded weights"):
+    for full in (name, f"{name}, sharded weights", f"{name}, small weights"):
         mine = [rank[full] for rank in traces[ranks] if full in rank]
         if not mine:
             continue

@@ -12,6 +12,7 @@ from auto_LiRPA.values import Interval
 from complete_verifier.bab.store import B
 
 PLAIN_FIELDS = ("id", "clause", "depth", "sign", "value", "lower", "mix", "box_lower", "box_upper")
+REST = 4096  # domains that are not cut further than the height asks for
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +62,28 @@ class Domains:
         return sum(t.numel() * t.element_size() for t in self.tensors())
 
 
+def cuts(count: int, height: int) -> list[tuple[int, int]]:
+    """First and end of each tile: ``height`` at a time; a rest of more than `REST` is cut at halves of the height.
+
+    Buffers on a GPU have few sizes: a rest of just over half of one would be padded to double.
+    """
+    found, start = [], 0
+    while start < count:
+        size = height
+        while size > max(count - start, REST):
+            size //= 2
+        found.append((start, min(start + size, count)))
+        start += size
+    return found
+
+
 def tiles(domains: B, height: int) -> Iterator[B]:
-    """The domains in order, ``height`` at a time (the batch itself where it is no larger)."""
-    if len(domains) <= height:
+    """The domains in order, by `cuts` (the batch itself where it is one tile)."""
+    parts = cuts(len(domains), height)
+    if len(parts) <= 1:
         yield domains
         return
-    for start in range(0, len(domains), height):
-        stop = min(start + height, len(domains))
+    for start, stop in parts:
         yield domains.rebuild(tuple(t[start:stop] for t in domains.tensors()))
 
 

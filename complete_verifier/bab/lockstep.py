@@ -16,7 +16,7 @@ from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.groups import Group
 from auto_LiRPA.parallel.store import LocalWeight, Weight
-from complete_verifier.bab.domains import tiles
+from complete_verifier.bab.domains import cuts, tiles
 from complete_verifier.bab.subproblems import D
 
 Agree = Callable[[bool], bool]  # a wish to stop -> whether all stop
@@ -49,7 +49,7 @@ class Lockstep:
 
     def tiles(self, domains: D, height: int) -> Iterator[tuple[D, bool]]:
         """The domains (at least one) by ``height``, then as many idle turns as others need: ``(tile, mine)``."""
-        turns = self.turns(-(-len(domains) // height))
+        turns = self.turns(len(cuts(len(domains), height)))
         for tile in tiles(domains, height):
             turns -= 1
             yield tile, True

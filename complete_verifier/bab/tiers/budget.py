@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 # Shares of what is free when the search begins; the rest is for the rounds themselves and for other processes.
-_DEVICE_SHARE = 0.5
-_HOST_SHARE = 0.4
+DEVICE_SHARE = 0.5
+HOST_SHARE = 0.4
 _ASSUMED_BYTES = 4 * 2**30  # where the system does not tell what is free
 _MEMORY_FILE = Path("/proc/meminfo")
 _GROUP_FILES = (
@@ -34,13 +34,13 @@ class StoreBudget:
     @classmethod
     def of(cls, device: torch.device, folder: Path | None = None) -> StoreBudget:
         """A share of the memory that is free now."""
-        host = int(_HOST_SHARE * free_host_bytes())
+        host = int(HOST_SHARE * free_host_bytes())
         if device.type != "cuda":
             return cls(host, 0, folder)
         free, _ = torch.cuda.mem_get_info(device)
         # what torch's allocator has reserved and does not use is free to the search as well
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return cls(int(_DEVICE_SHARE * (free + idle)), host, folder)
+        return cls(int(DEVICE_SHARE * (free + idle)), host, folder)
 
 
 def free_host_bytes() -> int:

@@ -20,6 +20,20 @@ _FIRST_SLOTS = 256  # a small search does not pay for a large slab
 _GROWTH = 8  # a tier of many slabs grows by an eighth, so that a pick touches tens of slabs and not thousands
 
 
+def slots_held(count: int, slab_slots: int = SLAB_SLOTS) -> int:
+    """Slots that memory is held for where so many are filled, and came a few at a time."""
+    held = 0
+    while held < count:
+        held += max(_next_slab(held, slab_slots), min(count - held, slab_slots))
+    return held
+
+
+def _next_slab(held: int, slab_slots: int) -> int:
+    if held >= _GROWTH * slab_slots:
+        return held // _GROWTH // slab_slots * slab_slots
+    return min(max(held, _FIRST_SLOTS), slab_slots)
+
+
 @dataclass(slots=True)
 class _Slab:
     """Some slots: rows ``[slots, words]`` of one piece of memory, and a stack of the free ones (``free[:count]``).
@@ -193,9 +207,7 @@ class Slabs:
 
     def _grow(self, missing: int) -> None:
         """One more slab; those that exist stay where they are, so nothing is ever held twice."""
-        wanted = min(max(self.capacity, _FIRST_SLOTS), self._slab_slots)
-        if self.capacity >= _GROWTH * self._slab_slots:
-            wanted = self.capacity // _GROWTH // self._slab_slots * self._slab_slots
+        wanted = _next_slab(self.capacity, self._slab_slots)
         affordable = max(0, self._budget - self.bytes) // self.slot_bytes
         assert affordable >= missing, "more rows than there is room for"
         slots = min(max(wanted, min(missing, self._slab_slots)), affordable)

@@ -8,6 +8,7 @@ import torch
 
 from auto_LiRPA.parallel.groups import Group
 from complete_verifier.bab.agreement import Agreed
+from complete_verifier.bab.even_rounds import EvenRounds
 from complete_verifier.bab.exchange import Move, levelling
 from complete_verifier.bab.pace import Pace
 from complete_verifier.bab.schedule import Expands, Work
@@ -26,6 +27,7 @@ class FreeRunning(Generic[D]):
     def __init__(self, group: Group, expander: Expands[D], pace: Pace, spare: D) -> None:
         """``spare``: what a rank without domains bounds where others need its fetches."""
         self._group, self._expander, self._pace, self._spare = group, expander, pace, spare
+        self._even = EvenRounds()
 
     def moves(self, agreed: Agreed) -> list[Move]:
         """See `schedule.Schedule`."""
@@ -37,7 +39,11 @@ class FreeRunning(Generic[D]):
 
     def pick(self, store: DomainStore[D], agreed: Agreed) -> Work[D]:
         """See `schedule.Schedule`."""
-        own = store.take(self._pace.batch(len(store), agreed.time_left))
+        self._even.heard(agreed)
+        count = self._pace.batch(len(store), agreed.time_left)
+        if count < len(store):  # a queue that ends with this round is not made to last longer
+            count = max(1, int(count * self._even.share(self._group.rank)))
+        own = store.take(count)
         return Work(own, own)
 
     def run(self, work: Work[D], first_id: int, number: int) -> Share[D]:

@@ -24,7 +24,7 @@ def slots_held(count: int, slab_slots: int = SLAB_SLOTS) -> int:
     """Slots that memory is held for where so many are filled, and came a few at a time."""
     held = 0
     while held < count:
-        held += max(_next_slab(held, slab_slots), min(count - held, slab_slots))
+        held += _next_slab(held, slab_slots)
     return held
 
 

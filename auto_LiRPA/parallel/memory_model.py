@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Protocol
 
 from auto_LiRPA.parallel.axes import Axes, Mode
 from auto_LiRPA.parallel.tiles import walks
@@ -176,21 +176,33 @@ class WideFacts:
         return once.after(each)
 
 
-@dataclass(frozen=True, slots=True)
-class DomainFacts:
-    """Branch and bound of one rank alone; see `driver.planning`.
+class SearchFacts(Protocol):
+    """Branch and bound as a plan counts it: `complete_verifier.driver.search_memory`."""
 
-    ``slot``: bytes of a stored domain; ``open``: domains stored at most; ``batch``: parents a round; ``tile``: domains
-    bounded together; ``fixed``: transient that does not grow with the batch; ``per_parent``: what does.
-    """
+    @property
+    def tile(self) -> int:
+        """Sub-problems bounded together."""
 
-    slot: int
-    open: int
-    batch: int
-    tile: int
-    iterations: int
-    fixed: int
-    per_parent: int
+    @property
+    def iterations(self) -> int:
+        """Passes down and up for a tile."""
+
+    @property
+    def small(self) -> float:
+        """A network with weights of so many bytes at most is whole on every rank for the search."""
+
+    @property
+    def fused(self) -> bool:
+        """Whether passes are captured where no weight is fetched."""
+
+    def parents(self, ranks: int) -> int:
+        """Sub-problems that a rank splits in a full round."""
+
+    def moved(self, ranks: int) -> int:
+        """Bytes that ranks gather in a full round."""
+
+    def moments(self, ranks: int, recorded: bool, workspace: int) -> Iterable[tuple[int, int]]:
+        """Bytes of what is stored, and of all that is beside it, at each moment that may be the one with the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +221,7 @@ class Facts:
     passes: tuple[PassFacts, ...]
     alpha: AlphaMode = "none"
     share_slopes: bool = False  # one set of slopes for all rows of a start node
-    domains: DomainFacts | None = None
+    domains: SearchFacts | None = None
     wide: WideFacts | None = None  # then there are no passes
 
     @property
@@ -244,7 +256,8 @@ class Work:
 class Prediction:
     """One placement: bytes of one rank by what they are for, and work by kind.
 
-    ``work``: ``crown`` is one pass over all tiles, ``alpha`` one iteration, ``bab`` one round.
+    ``work``: ``crown`` is one pass over all tiles, ``alpha`` one iteration, ``bab`` one full round. ``growth``: bytes
+    that the store of a search without a limit of rounds may take beside ``parts``, where they are free.
     """
 
     mode: Mode
@@ -253,6 +266,7 @@ class Prediction:
     parts: Mapping[str, int]
     work: Mapping[str, Work] = field(default_factory=lambda: MappingProxyType({}))
     host: int = 0  # pinned bytes of a host, which its ranks share
+    growth: int = 0
 
     @property
     def peak(self) -> int:
@@ -281,7 +295,7 @@ def predict(facts: Facts, axes: Axes, world: int, machine: Machine = H100) -> Pr
     if facts.alpha != "none":
         work["alpha"] = _iteration(facts, axes, machine)
     if facts.domains is not None:
-        _add_domains(parts, facts.domains, axes.domains)
+        _add_search(parts, facts, facts.domains, axes)
         work["bab"] = _round(facts, facts.domains, axes, machine)
     host = sum(w.size for w in facts.weights if not w.small) if axes.mode == "offload" else 0
     return Prediction(axes.mode, world, axes, MappingProxyType(parts), MappingProxyType(work), host)
@@ -329,13 +343,19 @@ def _joint(facts: Facts, ranks: int) -> tuple[int, int]:
     return JOINT_COPIES * slopes + saved, tile
 
 
-def _add_domains(parts: dict[str, int], domains: DomainFacts, ranks: int) -> None:
+def _add_search(parts: dict[str, int], facts: Facts, search: SearchFacts, axes: Axes) -> None:
     """Branch and bound begins when the rows' slopes are gone and the last tile of them is done."""
-    stored = domains.slot * -(-domains.open // ranks)
-    transient = domains.fixed + domains.per_parent * -(-domains.batch // ranks)
-    before = parts["rows"] + parts["tile"]
-    if stored + transient > before:
-        parts["rows"], parts["tile"], parts["domains"] = 0, transient, stored
+    copy = facts.weight_bytes if _made_whole(facts, search, axes) else 0
+    recorded = search.fused and (axes.mode == "single" or copy > 0)
+    stored, beside = max(search.moments(axes.domains, recorded, parts["workspace"]), key=sum)
+    if stored + copy + beside > parts["rows"] + parts["tile"]:
+        parts["rows"], parts["tile"], parts["domains"] = 0, copy + beside, stored
+
+
+def _made_whole(facts: Facts, search: SearchFacts, axes: Axes) -> bool:
+    """Whether a search whose weights would be fetched has them all on every rank instead."""
+    moves = axes.mode == "offload" or (axes.mode == "fsdp" and axes.weights > 1)
+    return moves and facts.weight_bytes <= search.small
 
 
 def _plain_pass(facts: Facts, axes: Axes, machine: Machine) -> Work:
@@ -364,14 +384,15 @@ def _tiles_of(parts: Iterable[tuple[Count, Tiles, int]], axes: Axes, machine: Ma
     return _work(total, results, calls, seconds, axes, machine)
 
 
-def _round(facts: Facts, domains: DomainFacts, axes: Axes, machine: Machine) -> Work:
-    """One round of branch and bound: every iteration goes down and up, for two children of every parent."""
+def _round(facts: Facts, search: SearchFacts, axes: Axes, machine: Machine) -> Work:
+    """One full round of branch and bound: every iteration goes down and up, for two children of every parent."""
     final = next(p for p in reversed(facts.passes) if p.final)
-    children = 2 * -(-domains.batch // axes.domains)
-    passes = 2 * domains.iterations * -(-children // domains.tile)
-    flops = 2 * domains.iterations * children * final.bound.flops // max(1, final.tiles.height)
+    children = 2 * search.parents(axes.domains)
+    passes = 0 if _made_whole(facts, search, axes) else 2 * search.iterations * -(-children // search.tile)
+    flops = 2 * search.iterations * children * final.bound.flops // max(1, final.tiles.height)
     total = replace(final.bound.times(passes), flops=flops)
-    return _work(total, 0, 2 if axes.domains > 1 else 0, flops / machine.flops, axes, machine)
+    moved, calls = search.moved(axes.domains), 2 if axes.domains > 1 else 0
+    return _work(total, moved, calls, flops / machine.flops, axes, machine)
 
 
 def _work(total: Count, results: int, calls: int, seconds: float, axes: Axes, machine: Machine) -> Work:

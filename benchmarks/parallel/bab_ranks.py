@@ -8,8 +8,10 @@
 The settings are those of ``--config``, or the paper's fair ones (20 iterations, lr_alpha 0.1, lr_beta 0.03, kFSB, no
 pruning). Synchronous: as many rounds as these say; the warm-up is a whole search, and `digests` is over the ids and
 bounds of all domains that came into any rank's store in it, so equal digests mean the same tree with the same bounds.
+With ``--repeats 1`` two rounds are the warm-up, and one search gives both, for placements whose searches take long.
 Free-running: the same rates, early ends, until ``--seconds`` are over. Stored bytes are the most that a rank's store
-held after any round; the transient of a tile is the peak without what was there before the search and without those.
+held after any round (``open``: domains, of ``columns`` splittable neurons each; ``slabs_mib``: with the slots that are
+free); the transient of a tile is the peak without what was there before the search and without those.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -127,8 +130,9 @@ def _search(context: DistributedContext, options: argparse.Namespace, label: str
         chosen = replace(chosen, synchronous=False, max_iterations=-1) if free else chosen
     with torch.no_grad(), full_precision():
         first = options.batch or [chosen.batch_size]
-        if options.config is None or free:
+        if options.config is None or free or options.repeats == 1:
             search(_with_seconds(problem, 600.0), start, replace(chosen, max_iterations=2, batch_size=first[0]))
+        gc.collect()
         gc.freeze()  # as the command does: what was imported is not looked through while a round waits
         for batch in first:
             _measure(problem, start, replace(chosen, batch_size=batch), options, label)
@@ -166,7 +170,10 @@ class _Seen:
 
     ids: list[Tensor] = field(default_factory=list)
     lower: list[Tensor] = field(default_factory=list)
+    most: int = 0
     most_bytes: int = 0
+    slab_bytes: int = 0
+    columns: int = 0
 
 
 def _measure(
@@ -176,28 +183,42 @@ def _measure(
     free = options.schedule == "free"
     seconds, repeats = options.seconds if free else 600.0, 1
     seen = _Seen()
-    whole = options.config is not None and not free  # a search for the warm-up and the digest, others for the figures
-    if whole:
+    # a search for the warm-up and the digest, others for the figures
+    apart = options.config is not None and not free and options.repeats > 1
+    if apart:
         repeats = options.repeats
+        context.world.barrier()
         _timed(problem, start, settings, seconds, seen, keep=True)
         digest = _digest(context, seen)
         seen = _Seen()
+    gc.collect()
     measuring.release(context)
     before = 0.0
     if context.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(context.device)
         before = torch.cuda.memory_allocated(context.device) / MIB
     moved_before = measuring.traffic(context)
-    runs = [_timed(problem, start, settings, seconds, seen, not (free or whole)) for _ in range(repeats)]
-    found, took = sorted(runs, key=lambda run: run[1])[len(runs) // 2]
+    results: list[BabResult] = []
+
+    def one_search() -> float:
+        found, took = _timed(problem, start, settings, seconds, seen, keep=not (free or apart))
+        results.append(found)
+        gc.collect()  # nothing that is left over counts with the next search
+        return took
+
+    times = measuring.repeated(context, one_search, repeats, options.enough_s)
+    found, took = results[-1], statistics.median(times)
     moved = measuring.traffic(context)
-    busy = {kind: (one[2] - moved_before.get(kind, (0, 0, 0.0))[2]) / repeats for kind, one in moved.items()}
+    busy = {kind: (one[2] - moved_before.get(kind, (0, 0, 0.0))[2]) / len(times) for kind, one in moved.items()}
     size = sum(one[1] for one in moved.values()) - sum(one[1] for one in moved_before.values())
     mine: measuring.Figures = {
         "ms": round(1e3 * took, 1),
-        "all_ms": [round(1e3 * one, 1) for _, one in runs],
+        "all_ms": [round(1e3 * one, 1) for one in times],
         "stored_mib": round(seen.most_bytes / MIB, 3),
-        "traffic_mib": round(size / repeats / MIB, 2),
+        "slabs_mib": round(seen.slab_bytes / MIB, 3),
+        "open": seen.most,
+        "columns": seen.columns,
+        "traffic_mib": round(size / len(times) / MIB, 2),
         "traffic_s": {kind: round(one, 3) for kind, one in busy.items()},
         "traffic_share": round(min(1.0, sum(busy.values()) / took), 3),
         "resident_mib": measuring.allocated(context),
@@ -210,7 +231,7 @@ def _measure(
         mine["process_mib"] = round((total - free_bytes) / MIB, 1)
         mine["transient_mib"] = round(mine["peak_mib"] - before - mine["stored_mib"], 1)
     if not free:
-        mine["digest"] = digest if whole else _digest(context, seen)
+        mine["digest"] = digest if apart else _digest(context, seen)
     head = {
         "what": "bab_ranks",
         "exp": 6,
@@ -235,7 +256,6 @@ def _timed(
 ) -> tuple[BabResult, float]:
     """One search and its seconds; nothing of it but counts is left."""
     context = problem.context
-    context.world.barrier()
     measuring.wait(context)
     with _watched(seen, keep):
         began = time.perf_counter()
@@ -246,10 +266,15 @@ def _timed(
 
 def _digest(context: DistributedContext, seen: _Seen) -> str:
     """Over all ranks' domains by id, each once; a domain that two ranks hold with different bounds spoils it."""
-    mine = (torch.cat(seen.ids).cpu(), torch.cat(seen.lower).cpu()) if seen.ids else (torch.zeros(0), torch.zeros(0))
+    mine = (torch.cat(seen.ids), torch.cat(seen.lower)) if seen.ids else (torch.zeros(0), torch.zeros(0))
     every = context.world.objects(mine)
     pairs = sorted({pair for ids, lower in every for pair in zip(ids.tolist(), lower.tolist(), strict=True)})
     return measuring.digest([torch.tensor(pairs, dtype=torch.float64)])
+
+
+def _held(store: DomainStore[Any]) -> int:
+    """Bytes of the device that a store holds for domains, taken or free."""
+    return store.use().device_bytes
 
 
 @contextmanager
@@ -259,10 +284,12 @@ def _watched(seen: _Seen, keep: bool) -> Iterator[None]:
 
     def add(self: DomainStore[Any], domains: Any, margin: Tensor) -> None:
         original(self, domains, margin)
-        seen.most_bytes = max(seen.most_bytes, self.bytes())
+        seen.most, seen.columns = max(seen.most, len(self)), int(domains.sign.shape[1])
+        seen.most_bytes, seen.slab_bytes = max(seen.most_bytes, self.bytes()), max(seen.slab_bytes, _held(self))
         if keep:
-            seen.ids.append(domains.id.clone())
-            seen.lower.append(domains.lower.clone())
+            # to the host: the GPU's memory is what is measured
+            seen.ids.append(domains.id.to("cpu", copy=True))
+            seen.lower.append(domains.lower.to("cpu", copy=True))
 
     DomainStore.add = add  # type: ignore[method-assign]
     try:

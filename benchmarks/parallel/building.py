@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,7 @@ from auto_LiRPA.operators.shape import Reshape
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.store import LocalStore, ParameterStore
 from benchmarks import networks
+from benchmarks.parallel import drawn
 
 
 class _Builder:
@@ -75,16 +79,48 @@ class _Builder:
 
 
 def mlp(
-    context: DistributedContext, hidden: int, depth: int, input_dim: int = 784, outputs: int = 10, seed: int = 42
+    context: DistributedContext,
+    hidden: int,
+    depth: int,
+    input_dim: int = 784,
+    outputs: int = 10,
+    seed: int = 42,
+    folder: Path | None = None,
 ) -> tuple[Graph, ParameterStore]:
-    """The nets of experiment 5, with the numbers of `benchmarks.networks.mlp`: one layer on the host at a time."""
-    torch.manual_seed(seed)
+    """The nets of experiment 5, with the numbers of `benchmarks.networks.mlp`: one layer on the host at a time.
+
+    ``folder``: the numbers are kept there, and mapped into memory.
+    """
+    widths = [input_dim, *(hidden for _ in range(depth)), outputs]
+    layers = _drawn_layers(widths, seed) if folder is None else _kept_layers(context, widths, seed, folder)
     build = _Builder(context, (input_dim,))
-    at = build.relu(build.linear(0, nn.Linear(input_dim, hidden)))
-    for _ in range(depth - 1):
-        at = build.relu(build.linear(at, nn.Linear(hidden, hidden)))
-    build.linear(at, nn.Linear(hidden, outputs))
+    at = 0
+    for number, layer in enumerate(layers):
+        at = build.linear(at, layer)
+        at = at if number == depth else build.relu(at)
     return build.built()
+
+
+def _drawn_layers(widths: Sequence[int], seed: int) -> Iterator[nn.Linear]:
+    torch.manual_seed(seed)
+    for inputs, outputs in pairwise(widths):
+        yield nn.Linear(inputs, outputs)
+
+
+def _kept_layers(context: DistributedContext, widths: Sequence[int], seed: int, folder: Path) -> Iterator[nn.Linear]:
+    def draw() -> Iterator[Tensor]:
+        for layer in _drawn_layers(widths, seed):
+            yield layer.weight
+            yield layer.bias
+
+    shapes = [shape for inputs, outputs in pairwise(widths) for shape in ((outputs, inputs), (outputs,))]
+    path = folder / f"mlp_{seed}_{'x'.join(str(width) for width in widths)}.bin"
+    values = drawn.mapped(context, path, shapes, draw)
+    for weight, bias in zip(values[::2], values[1::2], strict=True):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+        yield layer
 
 
 def mlp_bytes(hidden: int, depth: int, input_dim: int = 784, outputs: int = 10) -> int:

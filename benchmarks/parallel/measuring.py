@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import shlex
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -63,18 +65,36 @@ def join(settings: ParallelSettings) -> DistributedContext:
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Options of every script."""
-    parser.add_argument("--repeats", type=int, default=3)
+    add_repeats(parser)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--block-mib", type=float, default=16.0)
     parser.add_argument("--no-prefetch", action="store_true")
     parser.add_argument("--out", type=Path, default=None, help="figures are appended to this file, one JSON a line")
 
 
-def measure(context: DistributedContext, run: Callable[[], Any], repeats: int, warmup: int) -> Figures:
+def add_repeats(parser: argparse.ArgumentParser) -> None:
+    """How often a pass is measured."""
+    parser.add_argument("--repeats", type=int, default=3, help="passes that are measured, at most")
+    parser.add_argument("--enough-s", type=float, default=math.inf,
+                        help="no further pass once they have taken so long together")  # fmt: skip
+
+
+def measure(
+    context: DistributedContext,
+    run: Callable[[], Any],
+    repeats: int,
+    warmup: int,
+    enough_s: float = math.inf,
+    look: Callable[[Any], None] | None = None,
+) -> Figures:
     """Times, peaks and traffic of ``run``, this rank's own.
 
     The peak is that of the warm-up too, in which passes are recorded: what replays use is not allocated any more. Time
     within recorded collectives is not known, so traffic and its share are those of one more run that records nothing.
+
+    Args:
+        repeats, enough_s: how many passes are measured at most (`repeated`).
+        look: is given the result of the first pass, which then is one of the warm-up. What it allocates counts as well.
     """
     recorder = context.recorder
     recorder.forget()
@@ -82,29 +102,38 @@ def measure(context: DistributedContext, run: Callable[[], Any], repeats: int, w
     release(context)
     if context.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(context.device)
-    for _ in range(max(2, warmup) if warmup and recorder.works else warmup):
-        run()
+    least = warmup if look is None else max(1, warmup)
+    for number in range(max(2, least) if warmup and recorder.works else least):
+        result = run()
+        if look is not None and number == 0:
+            look(result)
+        del result
     wait(context)
     release(context)
     resident = allocated(context)
     before, replays = traffic(context), context.counters.replays
-    times = [timed(context, run) for _ in range(max(1, repeats))]
-    watched = times
-    if context.world.some(context.counters.replays > replays):  # all or none: it is a run of all ranks
+
+    def one() -> float:
+        return timed(context, run)
+
+    times = repeated(context, one, repeats, enough_s)
+    watched, replayed = times, context.counters.replays - replays
+    moved = moved_since(context, before, len(times))
+    # a run of all ranks, so all make it or none
+    if context.world.some(replayed > 0 and any(kind["calls"] for kind in moved.values())):
         with recorder.paused():
             before = traffic(context)
-            watched = [timed(context, run)]
-    seconds = sorted(times)[len(times) // 2]
-    moved = moved_since(context, before, len(watched))
-    busy_ms = sum(one["ms"] for one in moved.values())
+            watched = repeated(context, one, 1)
+        moved = moved_since(context, before, 1)
+    busy_ms = sum(kind["ms"] for kind in moved.values())
     figures: Figures = {
-        "ms": round(1e3 * seconds, 2),
+        "ms": round(1e3 * statistics.median(times), 2),
         "all_ms": [round(1e3 * t, 2) for t in times],
         "traffic": moved,
-        "traffic_mib": round(sum(one["mib"] for one in moved.values()), 1),
+        "traffic_mib": round(sum(kind["mib"] for kind in moved.values()), 1),
         "traffic_share": round(busy_ms / (1e3 * sum(watched) / len(watched)), 3),
         "live_blocks_max": context.counters.live_blocks_max,
-        "replays": (context.counters.replays - replays) / len(times),
+        "replays": replayed / len(times),
         "resident_mib": resident,
     }
     if context.device.type == "cuda":
@@ -117,9 +146,32 @@ def measure(context: DistributedContext, run: Callable[[], Any], repeats: int, w
     return figures
 
 
+class FirstBounds:
+    """Keeps the bounds of the first pass, and nothing else of it, while others are measured."""
+
+    lower: Tensor
+    upper: Tensor
+
+    def look(self, found: Any) -> None:
+        """See `measure`."""
+        self.lower, self.upper = found.lower.bound.clone(), found.upper.bound.clone()
+
+
+def repeated(
+    context: DistributedContext, one: Callable[[], float], most: int, enough_s: float = math.inf
+) -> list[float]:
+    """What ``one`` returns, its seconds: ``most`` times, or until all together took ``enough_s`` on some rank.
+
+    Before each all ranks wait for each other, by asking whether it is enough: the same answer, and the same passes.
+    """
+    times: list[float] = []
+    while len(times) < max(1, most) and not context.world.some(sum(times) >= enough_s > 0):
+        times.append(one())
+    return times
+
+
 def timed(context: DistributedContext, run: Callable[[], Any]) -> float:
-    """Seconds from the moment when all ranks begin until this one's GPU is done; the result is dropped."""
-    context.world.barrier()
+    """Seconds until this rank's GPU is done; the result is dropped."""
     wait(context)
     began = time.perf_counter()
     result = run()

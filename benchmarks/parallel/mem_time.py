@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--compare", action="store_true", help="intersect with interval bounds")
     parser.add_argument("--no-recording", action="store_true", help="launch every tile's work anew")
+    parser.add_argument("--models", type=Path, help="folder where weights are kept, and mapped from")
     parser.add_argument("--save", type=Path, help="folder for the bounds themselves")
     measuring.add_common(parser)
     options = parser.parse_args()
@@ -67,7 +68,7 @@ def one_net(context: DistributedContext, options: argparse.Namespace, hidden: in
     if options.no_recording:
         context = replace(context, recorder=NoRecorder())
     began = time.perf_counter()
-    graph, store = building.mlp(context, hidden, depth, options.input_dim, seed=options.seed)
+    graph, store = building.mlp(context, hidden, depth, options.input_dim, seed=options.seed, folder=options.models)
     measuring.wait(context)
     build_s = time.perf_counter() - began
     measuring.release(context)
@@ -85,17 +86,15 @@ def one_net(context: DistributedContext, options: argparse.Namespace, hidden: in
         def run(at_height: DistributedContext = at_height) -> Any:
             return compute(graph, region, Query(), method, at_height, settings)
 
-        found = run()
-        assert found.lower is not None and found.upper is not None
-        lower, upper = found.lower.bound, found.upper.bound
-        mine: measuring.Figures = {"digest": measuring.digest((lower, upper))}
+        first = measuring.FirstBounds()
+        mine = measuring.measure(at_height, run, options.repeats, options.warmup, options.enough_s, first.look)
+        lower, upper = first.lower, first.upper
+        mine["digest"] = measuring.digest((lower, upper))
         sums = {"lb_sum": float(lower.double().sum()), "ub_sum": float(upper.double().sum())}
         if options.save and context.rank == 0:
             options.save.mkdir(parents=True, exist_ok=True)
             name = f"{options.mode}-{context.world_size}-{hidden}x{depth}-{tile}.pt"
             torch.save({"lower": lower.cpu(), "upper": upper.cpu()}, options.save / name)
-        del found, lower, upper
-        mine |= measuring.measure(at_height, run, options.repeats, options.warmup)
         mine["resident_built_mib"] = built
         mine["weight_mib"] = round(store.weight_bytes() / MIB, 2)
         head = {

@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="folder of the networks, if not where the configuration says")
     parser.add_argument("--sets", nargs="*", default=[], metavar="KEY=VALUE", help="replace its settings")
     parser.add_argument("--warm-search", action="store_true", help="branch and bound is to be expected: warm it up too")
-    parser.add_argument("--repeats", type=int, default=3)
+    measuring.add_repeats(parser)
     parser.add_argument("--warmup", type=int, choices=(0, 1), default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -105,7 +105,7 @@ def _one(context: DistributedContext, config: Config, path: Path, mode: str, opt
         last.result, last.found = _decide(problem, first, rounds)
 
     with alpha_keep.watched(held), _watched(seen):
-        mine = measuring.measure(context, run, options.repeats, 0)
+        mine = measuring.measure(context, run, options.repeats, 0, options.enough_s)
     result, found = last.result, last.found
     assert result is not None
     boxes = [side for box in result.intermediate.boxes.values() for side in (box.lower, box.upper)]

@@ -1,7 +1,7 @@
 """Strong and weak scaling over P = 1, 2, 4, 8 ranks of experiments 1, 5, 6 and 8, in all modes, beside predictions.
 
     python benchmarks/parallel/scaling.py                         # on this machine's GPUs: P up to their number
-    python benchmarks/parallel/scaling.py --reduced               # small sizes, ranks forked on the CPU, P = 1, 2, 4, 8
+    python benchmarks/parallel/scaling.py --reduced               # small sizes, ranks share the CPU, P = 1, 2, 4, 8
     python benchmarks/parallel/scaling.py --measure-only          # no tables, which take a minute of one core
     python benchmarks/parallel/scaling.py --show                  # only tables and pictures of what has been measured
     python benchmarks/parallel/scaling.py --show --ahead          # and predictions for P = 8, 64 and 512
@@ -43,8 +43,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--reduced", action="store_true", help="small sizes, for a CPU")
     parser.add_argument("--out", type=Path, default=Path("out/scaling"))
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "benchmarks", help="VNN-COMP folders")
-    parser.add_argument("--models", type=Path, default=Path("out/models"), help="networks that are made are kept here")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--models", type=Path, default=Path("out/models"), help="what is made and drawn is kept here")
+    parser.add_argument("--repeats", type=int, default=3, help="passes, fewer of long ones; exp 1: 2 N + 1")
     parser.add_argument("--budget", type=float, default=570.0, help="seconds, after which no job is begun")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--side-by-side", action="store_true", help="jobs at once on other GPUs: for memory and bits")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from auto_LiRPA.parallel.context import DistributedContext  # noqa: E402
 from auto_LiRPA.parallel.numerics import full_precision  # noqa: E402
 from auto_LiRPA.parallel.settings import ParallelSettings  # noqa: E402
 from auto_LiRPA.values import Box  # noqa: E402
-from benchmarks.parallel import building, measuring  # noqa: E402
+from benchmarks.parallel import building, drawn, measuring  # noqa: E402
 from complete_verifier.config import CustomizedRef, load_config, parse_reference  # noqa: E402
 
 MIB = measuring.MIB
@@ -69,7 +68,7 @@ def main() -> None:
     parser.add_argument("--ordinary", action="store_true", help="keep the layer's boxes")
     parser.add_argument("--clamped", action="store_true", help="cut the boxes at 0 and 1, so that radii differ")
     parser.add_argument("--above-mib", type=float, help="boxes from which on a layer is bounded block by block")
-    parser.add_argument("--repeats", type=int, default=3)
+    measuring.add_repeats(parser)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -116,17 +115,9 @@ def settings(one: Asked, mode: str) -> ParallelSettings:
 
 def first_weight(one: Asked, folder: Path, context: DistributedContext) -> Tensor:
     """``[hidden, inputs]`` float32, mapped from a file that the first rank of a machine writes if it is missing."""
-    path = folder / f"exp1_{one.inputs}x{one.hidden}.bin"
-    if context.local_rank == 0 and not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        made = path.with_suffix(f".{os.getpid()}")
-        with open(made, "wb") as file:
-            for rows in one.numbers.rows(one.hidden, one.inputs):
-                rows.numpy().tofile(file)
-        made.rename(path)
-    context.world.barrier()
-    flat = torch.from_file(str(path), shared=False, size=one.hidden * one.inputs, dtype=torch.float32)
-    return flat.view(one.hidden, one.inputs)
+    path, shape = folder / f"exp1_{one.inputs}x{one.hidden}.bin", (one.hidden, one.inputs)
+    (weight,) = drawn.mapped(context, path, [shape], lambda: one.numbers.rows(*shape))
+    return weight
 
 
 def layers(one: Asked, first: Tensor) -> tuple[nn.Linear, nn.Linear]:
@@ -173,9 +164,10 @@ def _measured(context: DistributedContext, options: argparse.Namespace, one: Ask
         "resident_built_mib": built,
     }
     mine: measuring.Figures = {}
+    first = measuring.FirstBounds()
     try:
-        head |= _numbers(context, options, one, mode, (graph, region), run(), mine)
-        mine |= measuring.measure(context, run, options.repeats, options.warmup)
+        mine |= measuring.measure(context, run, options.repeats, options.warmup, options.enough_s, first.look)
+        head |= _numbers(context, options, one, mode, (graph, region), first, mine)
     except torch.OutOfMemoryError as error:
         if context.world_size > 1:
             raise
@@ -200,12 +192,11 @@ def _numbers(
     one: Asked,
     mode: str,
     network: tuple[Graph, Box],
-    found: Bounds,
+    found: measuring.FirstBounds,
     mine: measuring.Figures,
 ) -> measuring.Figures:
     """The bounds' bits and sums, sampled outputs that lie outside, and how far they are from those of one GPU."""
-    assert found.lower is not None and found.upper is not None
-    lower, upper = found.lower.bound, found.upper.bound
+    lower, upper = found.lower, found.upper
     mine["digest"] = measuring.digest((lower, upper))
     told: measuring.Figures = {"lb_sum": float(lower.double().sum()), "ub_sum": float(upper.double().sum())}
     told["outside"] = _outside(*network, lower, upper)

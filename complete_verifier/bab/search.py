@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import torch
 
@@ -102,9 +104,10 @@ class _Search(Rounds[Domains]):
         clipper = None if settings.clip is None else self._clipper(settings.clip)
         if clipper is not None:
             self.roots = clipper.opened(self.roots)
-        self._solver: LeafSolver | None = None
+        leaf_solver = _leaf_solver(self.problem, self.start, self.layout)
         if self.lockstep and self.layout.complete and self.problem.graph.spread is None:
-            self._leaf_solver()  # it copies the weights: all ranks at once, or never
+            leaf_solver()  # it copies the weights: all ranks at once, or never
+        at = self.context.at  # what follows refers to no search: its memory is free as soon as it has ended
         expander = Expander(
             settings=settings,
             layout=self.layout,
@@ -121,10 +124,10 @@ class _Search(Rounds[Domains]):
             clipper=clipper,
             lockstep=self.lockstep,
             height=tiling.height,
-            leaf_solver=self._leaf_solver,
+            leaf_solver=leaf_solver,
             on_candidate=on_candidate,
             seconds_left=problem.clock.left,
-            told=lambda step: self.context.at(step, patient=True),
+            told=lambda step: at(step, patient=True),
         )
         self.pace = Pace(settings, self.device)
         group = self.context.domains
@@ -140,10 +143,10 @@ class _Search(Rounds[Domains]):
         made = make_clipper(with_whole_weights(self.problem), self.start, self.layout, settings)
         return None if self.context.world.some(made is None) else made
 
-    def _leaf_solver(self) -> LeafSolver:
-        if self._solver is None:
-            self._solver = LeafSolver(with_whole_weights(self.problem), self.start, self.layout)
-        return self._solver
+
+def _leaf_solver(problem: Problem, start: IncompleteResult, layout: Layout) -> Callable[[], LeafSolver]:
+    """Gives the solver, which is made when it is first asked for."""
+    return cache(lambda: LeafSolver(with_whole_weights(problem), start, layout))
 
 
 def ascent_settings(settings: BabSettings, device: torch.device) -> AscentSettings:

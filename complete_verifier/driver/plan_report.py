@@ -52,6 +52,12 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield f"{plan.network}: {ranks}, each with {place.memory / 2**30:.1f} GiB ({place.device})"
     yield f"assumed: {plan.undecided:.0%} of the neurons undecided (--undecided); sizes in MiB of one rank"
     yield from _table(plan).splitlines()
+    most = max((entry.prediction.growth for entry in plan.entries), default=0)
+    if most:
+        yield (
+            "without bab.max_iterations a search goes on: open sub-problems may take up to"
+            f" {most / MIB:.0f} MiB more of a device, then the host's memory"
+        )
     yield plan.choice.line
 
 
@@ -118,6 +124,7 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "fits": entry.fits,
         "peak_mib": prediction.peak / MIB,
         "host_mib": prediction.host / MIB,
+        "growth_mib": prediction.growth / MIB,
         "parts_mib": {name: size / MIB for name, size in prediction.parts.items()},
         "work": {
             key: {

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import torch
 
-from auto_LiRPA.bounds.domains.engine import SIZES
+from auto_LiRPA.bounds.domains.schedule import is_relu_network
 from auto_LiRPA.bounds.dry_run import Asked, ShapeGraph, ShapeStore, examine
 from auto_LiRPA.errors import ConfigError
 from auto_LiRPA.graph.ir import Graph
@@ -22,14 +23,12 @@ from auto_LiRPA.graph.onnx_file import load_proto
 from auto_LiRPA.graph.onnx_reader import read_model
 from auto_LiRPA.operators.base import NonlinearOperator
 from auto_LiRPA.parallel.axes import Mode, resolve_axes
-from auto_LiRPA.parallel.memory_model import CPU, H100, DomainFacts, Facts, Machine, Prediction, predict
+from auto_LiRPA.parallel.memory_model import CPU, H100, Facts, Machine, Prediction, predict
 from auto_LiRPA.parallel.settings import ParallelSettings
 from auto_LiRPA.parallel.store import LocalStore
-from complete_verifier.bab.expansion import CHOOSE_TILE
-from complete_verifier.bab.schedule_synchronous import SYNCHRONOUS_TILE
-from complete_verifier.bab.search import GPU_TILE
-from complete_verifier.bab.settings import BabSettings
-from complete_verifier.bab.tiers.budget import free_host_bytes
+from complete_verifier.bab.search import gpu_tile, synchronous_tile
+from complete_verifier.bab.shrink import LARGEST_MIB
+from complete_verifier.bab.tiers.budget import DEVICE_SHARE, HOST_SHARE, free_host_bytes
 from complete_verifier.config import Config, LoadedConfig
 from complete_verifier.driver.choices import bab_settings, bound_settings, incomplete_settings
 from complete_verifier.driver.element_types import needs_double
@@ -43,18 +42,15 @@ from complete_verifier.driver.instances import (
     single_instance,
 )
 from complete_verifier.driver.placing import whole_weights
+from complete_verifier.driver.search_memory import Growth, SearchFacts
 from complete_verifier.spec.compile import read_vnnlib
 
 # The share of a layer's neurons that are taken to be undecided: without weights nobody knows.
 UNDECIDED = 0.5
 # Slopes of joint alpha-CROWN are shared among a layer's neurons above this (`incomplete.optimized_bounds`).
 _SLOPE_BYTES, _SLOPE_COPIES = 2 * 2**30, 4
-# A round of branch and bound: tensors as wide as all columns while neurons are chosen, and stored domains that a
-# parent has beside itself (its children, as they are bounded).
-_CHOOSING_COPIES, _DOMAINS_OF_A_PARENT = 16, 5
-# Captured CUDA graphs of every size of tile; each has a stream of its own, with the matrix library's workspace.
-_GRAPHS_OF_A_SIZE = 3
-_ID_BYTES = 60  # number, clause, depth, bound, row weights and keys of a stored domain
+# Bytes of a stored sub-problem beside its columns, rows and bound: id, clause and depth.
+_ID_BYTES = 24
 
 Placed = Literal["replicated", "fsdp", "offload", "tp"]
 
@@ -113,6 +109,8 @@ class Question:
     dtype: torch.dtype
     regions: int
     rows: int
+    clauses: int  # of all regions
+    clause_rows: int  # of one
 
     @classmethod
     def of(cls, loaded: LoadedConfig) -> Question:
@@ -124,12 +122,18 @@ class Question:
         config = loaded.config
         instance = _first_instance(loaded)
         graph, dtype = _shapes(loaded, instance.network)
-        regions, rows = 1, graph.nodes[graph.output].size
-        if not is_dataset(config):
-            prop = read_vnnlib(instance.specification)
-            regions = len(prop.regions)
-            rows = max(1, max(sum(len(clause.rows) for clause in region.clauses) for region in prop.regions))
-        return cls(config, str(instance.network), graph, dtype, regions, rows)
+        outputs = graph.nodes[graph.output].size
+        found = partial(cls, config, str(instance.network), graph, dtype)
+        if is_dataset(config):
+            return found(regions=1, rows=outputs, clauses=outputs, clause_rows=1)
+        regions = read_vnnlib(instance.specification).regions
+        rows = [[len(clause.rows) for clause in region.clauses] for region in regions]
+        return found(
+            regions=len(regions),
+            rows=max(1, *(sum(own) for own in rows)),
+            clauses=sum(len(own) for own in rows),
+            clause_rows=max((max(own, default=1) for own in rows), default=1),
+        )
 
     @cached_property
     def columns(self) -> int:
@@ -138,15 +142,28 @@ class Question:
         return sum(self.graph.nodes[i].size for n in nodes if isinstance(n.op, NonlinearOperator) for i in n.inputs)
 
 
-def make_plan(question: Question, settings: ParallelSettings, place: Place, undecided: float = UNDECIDED) -> Plan:
-    """Every placement that the settings leave open, predicted."""
-    entries = tuple(_entries(question, settings, place, undecided))
+def make_plan(
+    question: Question,
+    settings: ParallelSettings,
+    place: Place,
+    undecided: float = UNDECIDED,
+    left_open: int | None = None,
+) -> Plan:
+    """Every placement that the settings leave open, predicted.
+
+    ``left_open``: sub-problems at the end of the search, if they are known: of all ranks where rounds are those of all
+    (the synchronous schedule), else of each.
+    """
+    entries = tuple(_entries(question, settings, place, undecided, left_open))
     return Plan(question.network, place, undecided, entries, _choose(entries, place))
 
 
-def _entries(question: Question, settings: ParallelSettings, place: Place, undecided: float) -> Iterator[Entry]:
+def _entries(
+    question: Question, settings: ParallelSettings, place: Place, undecided: float, left_open: int | None
+) -> Iterator[Entry]:
     shapes = ShapeGraph.of(question.graph, settings)
-    facts = _facts(question, shapes, place, undecided)
+    facts = _facts(question, shapes, place, undecided, left_open)
+    endless = facts.domains is not None and left_open is None and bab_settings(question.config).max_iterations < 0
     modes: Mapping[Placed, Mode] = {"replicated": "single", "fsdp": "fsdp", "offload": "offload", "tp": "tp"}
     for name, mode in modes.items():
         if place.world == 1 and mode in ("fsdp", "tp"):
@@ -158,12 +175,14 @@ def _entries(question: Question, settings: ParallelSettings, place: Place, undec
             continue  # not what the settings allow
         mine = facts
         if mode == "tp":
-            mine = _facts(question, shapes.split(axes.weights), place, undecided)
+            mine = _facts(question, shapes.split(axes.weights), place, undecided, left_open)
         prediction = predict(mine, axes, place.world, place.machine)
+        if mine.domains is not None:
+            prediction = _within_budget(prediction, place, endless)
         yield Entry(name, wanted, prediction, prediction.fits(place.memory, place.machine))
 
 
-def _facts(question: Question, shapes: ShapeGraph, place: Place, undecided: float) -> Facts:
+def _facts(question: Question, shapes: ShapeGraph, place: Place, undecided: float, left_open: int | None) -> Facts:
     config = question.config
     method = incomplete_settings(config, math.inf).method
     alpha = bound_settings(config).alpha
@@ -180,7 +199,9 @@ def _facts(question: Question, shapes: ShapeGraph, place: Place, undecided: floa
         facts = replace(facts, share_slopes=True)
     config = resolved(config, question.graph.nodes[0].size)
     searches = config.general.complete_verifier in ("bab", "bab-refine") and not splits_inputs(config)
-    return replace(facts, domains=_domains(question, shapes, place, undecided)) if searches else facts
+    if not searches:
+        return facts
+    return replace(facts, domains=search_facts(question, shapes, facts.weight_bytes, place, undecided, left_open))
 
 
 def _regions_together(question: Question) -> int:
@@ -189,38 +210,69 @@ def _regions_together(question: Question) -> int:
     return max(1, min(question.regions, 2**26 // (16 * widest * question.dtype.itemsize)))
 
 
-def _domains(question: Question, shapes: ShapeGraph, place: Place, undecided: float) -> DomainFacts:
-    """Branch and bound on neurons, as `bab.search` does it on a GPU."""
+def search_facts(
+    question: Question,
+    shapes: ShapeGraph,
+    weight_bytes: int,
+    place: Place,
+    undecided: float,
+    left_open: int | None = None,
+) -> SearchFacts:
+    """Branch and bound on neurons, as `bab.search` does it on a GPU; ``shapes``: of this rank's slices, under tp.
+
+    Without a limit of rounds and ``left_open``: up to the first full round; what more there may be is
+    `Prediction.growth`.
+    """
     settings = bab_settings(question.config)
-    itemsize = question.dtype.itemsize
+    graph, number = shapes.graph, question.dtype.itemsize
+    variable = 2 if settings.half_variables and number == 4 else number
     columns = max(1, round(undecided * question.columns))
-    stored = 2 if settings.half_variables and itemsize == 4 else itemsize
-    slot = columns * (1 + stored) + _ID_BYTES
-    tile = SYNCHRONOUS_TILE if settings.synchronous else GPU_TILE
-    graph = shapes.graph
-    wide = sum(torch.Size(graph.local_shape(n.id)).numel() for n in graph.nodes if isinstance(n.op, NonlinearOperator))
-    of_a_row = (5 * columns + wide + 3 * graph.nodes[0].size) * itemsize
-    choosing = min(CHOOSE_TILE, settings.batch_size) * _CHOOSING_COPIES * columns * itemsize
-    streams = 1 + _GRAPHS_OF_A_SIZE * _sizes_met(settings, tile)
-    return DomainFacts(
-        slot=slot,
-        open=question.regions + settings.batch_size * max(0, settings.max_iterations),
+    boxes = 2 * number * columns if settings.clip is not None else 0
+    slot = columns * (1 + variable) + boxes + (1 + question.clause_rows) * number + _ID_BYTES
+    spread = graph.spread is not None
+    lean = is_relu_network(question.graph)
+    sizes = [torch.Size(graph.local_shape(n.id)).numel() for n in graph.nodes if isinstance(n.op, NonlinearOperator)]
+    inputs, outputs = graph.nodes[0].size, graph.nodes[graph.output].size
+    # neurons that are off are left out where weights are not spread; half of those that are decided, for all we know
+    shrinks = lean and not spread and weight_bytes <= LARGEST_MIB * 2**20
+    kept = (1 + undecided) / 2 if shrinks else 1.0
+    # the input's coefficients and corner, or values of a layer, and of the next one with and without its bias
+    flow = max(2 * inputs, round(3 * kept * max(sizes, default=0))) * number
+    if left_open is None:
+        growth = Growth.of(question.clauses, settings, max(0, settings.max_iterations)).open
+        left_open = growth if settings.max_iterations >= 0 else 2 * settings.batch_size
+    together = settings.synchronous
+    return SearchFacts(
+        slot=-(-slot // 8) * 8,
+        columns=columns,
+        own=max(1, round(columns * sum(sizes) / max(1, question.columns))),
+        number=number,
+        variable=variable,
         batch=settings.batch_size,
-        tile=tile,
+        together=together,
+        open=int(min(left_open, settings.max_domains)),
+        tile=synchronous_tile(question.graph, torch.device("cuda")) if together else gpu_tile(question.graph),
+        row=question.clause_rows * (outputs + 6) * number + 7 * number + (2 * inputs * number if boxes else 0),
+        flow=flow,
+        walk=round(kept * sum(sizes)) * number + flow,
+        tried=2 * settings.candidates if settings.method in ("kfsb", "fsb") else 0,
+        fused=lean and not spread and number == 4 and place.machine is not CPU,
+        own_boxes=bool(boxes) or question.regions > 1,
+        smaller=round(kept**2 * weight_bytes) if shrinks else 0,
+        small=question.config.parallel.block_mib * 2**20,
         iterations=settings.iterations,
-        fixed=tile * of_a_row + choosing + streams * place.machine.workspace,
-        per_parent=_DOMAINS_OF_A_PARENT * slot,
     )
 
 
-def _sizes_met(settings: BabSettings, tile: int) -> int:
-    """Sizes of buffers that a search makes on its way from a few domains to whole tiles."""
-    met, domains = {SIZES[0]}, max(2, int(settings.min_batch_ratio * settings.batch_size))
-    while domains < 2 * min(tile, settings.batch_size):
-        met.add(next((size for size in SIZES if size >= min(domains, tile)), tile))
-        domains *= 2
-    met.add(next((size for size in SIZES if size >= min(tile, 2 * settings.batch_size)), tile))
-    return len(met)
+def _within_budget(prediction: Prediction, place: Place, endless: bool) -> Prediction:
+    """A store keeps to its share of what is free when the search begins; the host's memory has the rest."""
+    stays = ("weights", "blocks", "constants", "bounds", "workspace")
+    free = place.memory - place.machine.context - sum(prediction.parts[name] for name in stays)
+    share = HOST_SHARE if place.machine is CPU else DEVICE_SHARE
+    most = max(0, int(share * free))
+    stored = prediction.parts["domains"]
+    parts = {**prediction.parts, "domains": min(stored, most)}
+    return replace(prediction, parts=MappingProxyType(parts), growth=max(0, most - stored) if endless else 0)
 
 
 def _choose(entries: tuple[Entry, ...], place: Place) -> Choice:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,21 @@ from torch import Tensor, nn
 
 SEED = 42
 DRAWN_ROWS = 1024  # neurons that are drawn at a time, each time from a generator of their own
+AT_ONCE = 8  # such runs: a generator's numbers follow from each other, so that one thread draws each
 
 
 def rows(hidden: int, inputs: int, seed: int = SEED) -> Iterator[Tensor]:
     """The first weight ``[hidden, inputs]`` in runs of rows."""
-    for number, start in enumerate(range(0, hidden, DRAWN_ROWS)):
-        gen = torch.Generator().manual_seed(1_000_003 * seed + number)
-        yield _uniform((min(DRAWN_ROWS, hidden - start), inputs), inputs, gen)
+
+    def drawn(start: int) -> Tensor:
+        gen = torch.Generator().manual_seed(1_000_003 * seed + start // DRAWN_ROWS)
+        return torch.rand(min(DRAWN_ROWS, hidden - start), inputs, generator=gen)
+
+    starts = range(0, hidden, DRAWN_ROWS)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for first in range(0, len(starts), AT_ONCE):
+            for run in pool.map(drawn, starts[first : first + AT_ONCE]):
+                yield _spread(run, inputs)
 
 
 def small(hidden: int, inputs: int, seed: int = SEED) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,7 +63,11 @@ def question(hidden: int, size: int, count: int, eps: float, *paths: str) -> tup
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int, gen: torch.Generator) -> Tensor:
-    return (2 * torch.rand(*shape, generator=gen) - 1) / math.sqrt(fan_in)
+    return _spread(torch.rand(*shape, generator=gen), fan_in)
+
+
+def _spread(shares: Tensor, fan_in: int) -> Tensor:
+    return (2 * shares - 1) / math.sqrt(fan_in)
 
 
 def _fixed(values: Tensor) -> nn.Parameter:

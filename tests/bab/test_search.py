@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -13,13 +15,14 @@ from torch import Tensor
 import complete_verifier.bab.expansion as expanding
 from auto_LiRPA.errors import ConfigError, ContractError, OutOfTime
 from complete_verifier.bab.agreement import Agreed
+from complete_verifier.bab.clip import ClipSettings
 from complete_verifier.bab.domains import Domains
 from complete_verifier.bab.expansion import Expander
 from complete_verifier.bab.ledger import Ledger
 from complete_verifier.bab.relu_bounding import ReluBounder
 from complete_verifier.bab.rounds import Rounds
 from complete_verifier.bab.search import search
-from complete_verifier.bab.settings import BabSettings
+from complete_verifier.bab.settings import BabResult, BabSettings
 from complete_verifier.bab.split import split
 from complete_verifier.bab.store import DomainStore
 from complete_verifier.bab.subproblems import Expanded, Share
@@ -202,3 +205,23 @@ def test_an_unknown_method_is_refused() -> None:
     case = random_case("mlp", 0)
     with pytest.raises(ConfigError, match="babsr, fsb, kfsb"):
         decide(case.problem, replace(FAST, method="magic"))
+
+
+def test_an_ended_search_is_gone_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in it refers back to it: buffers on a GPU do not wait for the collector while the next one begins."""
+    seen: list[weakref.ref[Rounds[Domains]]] = []
+    run = Rounds.run
+
+    def noted(self: Rounds[Domains]) -> BabResult:
+        seen.append(weakref.ref(self))
+        return run(self)
+
+    monkeypatch.setattr(Rounds, "run", noted)
+    problem = hard("mlp", True).problem
+    start = incomplete(problem)
+    gc.disable()
+    try:
+        search(problem, start, replace(FAST, clip=ClipSettings(top=5), method="babsr"))
+        assert seen and seen[0]() is None
+    finally:
+        gc.enable()

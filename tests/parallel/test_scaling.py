@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,16 +21,19 @@ import torch
 from auto_LiRPA.bounds.dry_run import Asked
 from auto_LiRPA.bounds.methods import Method, Query, compute
 from auto_LiRPA.bounds.settings import BoundSettings
+from auto_LiRPA.graph.run import evaluate
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.numerics import full_precision
+from auto_LiRPA.parallel.recording import NoRecorder
 from auto_LiRPA.values import Box
 from benchmarks.live_bytes import LiveBytes
-from benchmarks.parallel import building, plan_check, wide_time
+from benchmarks.parallel import building, measuring, plan_check, wide_time
+from benchmarks.parallel.experiments.kinds import Options
 from benchmarks.parallel.measuring import settings_of
-from benchmarks.parallel.scaled import mlp, predicting, report, timing, wide
+from benchmarks.parallel.scaled import mlp, predicting, report, residual, running, timing, wide
 from benchmarks.parallel.scaled.kinds import MIB, Measured, Point, Predicted, Task, in_order
 from benchmarks.parallel.scaled.running import Runner
-from benchmarks.parallel.starting import Job, read
+from benchmarks.parallel.starting import HERE, Job, read
 from tests.parallel.launching import run_tree
 from tests.support import ROOT, shared_dir
 
@@ -199,55 +208,234 @@ def test_the_wide_layers_memory(tmp_path: Path, tile: int, block_mib: float) -> 
     assert found.parts["rows"] + found.parts["tile"] == pytest.approx(live.peak, rel=0.05)
 
 
+# -- how often a pass is measured ------------------------------------------------------------------------------------
+class _Recording(NoRecorder):
+    """Says that it records."""
+
+    @property
+    def works(self) -> bool:
+        return not self._paused
+
+
+@pytest.mark.parametrize(
+    ("records", "moves", "enough_s", "passes"),
+    [
+        (False, False, 0.035, 1 + 2),  # the warm-up is looked at; after two of 20 ms it is enough
+        (False, True, 1e9, 1 + 5),
+        (True, False, 0.01, 2 + 1),  # at least one; nothing is moved, so its time need not be watched
+        (True, True, 1e9, 2 + 5 + 1),
+    ],
+)
+def test_a_pass_is_measured_often_enough(records: bool, moves: bool, enough_s: float, passes: int) -> None:
+    context, seen, looked = DistributedContext.single("cpu"), list[int](), list[int]()
+    context = replace(context, recorder=_Recording() if records else NoRecorder())
+
+    def run() -> int:
+        seen.append(len(seen))
+        time.sleep(0.02)
+        context.counters.replays += records
+        if moves:
+            with context.counters.collective("weights", 2 * MIB, torch.device("cpu")):
+                pass
+        return seen[-1]
+
+    found = measuring.measure(context, run, 5, 1, enough_s, looked.append)
+    assert len(seen) == passes and looked == [0]
+    assert len(found["all_ms"]) == passes - (2 if records else 1) - (records and moves)
+    assert found["ms"] >= 20 and found["traffic_mib"] == 2.0 * moves
+
+
+def test_ranks_agree_on_what_is_enough() -> None:
+    """Another rank's passes take longer: this one stops with it, though its own were short."""
+    others = iter([False, False, True])
+    world = SimpleNamespace(some=lambda flag: flag or next(others))
+    times = measuring.repeated(SimpleNamespace(world=world), lambda: 0.1, 7, 5.0)  # type: ignore[arg-type]
+    assert times == [0.1, 0.1]
+
+
+def test_weights_that_are_kept_are_those_that_are_drawn(tmp_path: Path) -> None:
+    context = DistributedContext.single("cpu")
+    x = torch.rand(2, 784)
+    drawn = evaluate(building.mlp(context, 24, 2)[0], x)
+    for _ in range(2):
+        assert torch.equal(evaluate(building.mlp(context, 24, 2, folder=tmp_path)[0], x), drawn)
+        (path,) = tmp_path.iterdir()
+        os.utime(path, (1, 1))
+    assert path.stat().st_mtime == 1
+    with open(path, "r+b") as file:
+        file.write(bytes(4 * 784))
+    assert not torch.equal(evaluate(building.mlp(context, 24, 2, folder=tmp_path)[0], x), drawn)
+
+
+def test_rows_of_the_wide_layer_have_generators_of_their_own() -> None:
+    own = SimpleNamespace(config=wide_time.CONFIG, hidden=9, inputs=3, tile=1, block_mib=1.0)
+    numbers = wide_time.asked(own).numbers  # type: ignore[arg-type]
+    height = numbers.DRAWN_ROWS
+    runs = list(numbers.rows(9 * height + 5, 3))
+    assert [len(run) for run in runs] == [height] * 9 + [5]
+    gen = torch.Generator().manual_seed(1_000_003 * numbers.SEED + 9)
+    assert torch.equal(runs[9], (2 * torch.rand(5, 3, generator=gen) - 1) / 3**0.5)
+    assert len({float(run[0, 0]) for run in runs}) == 10
+
+
 # -- the runner ------------------------------------------------------------------------------------------------------
-SCRIPT = """
-import json, os, sys, time
-began = time.monotonic()
-time.sleep(float(sys.argv[1]))
-if len(sys.argv) > 4: sys.exit("broken")
-rank = int(os.environ.get("RANK", "0"))
-if rank == 0:
-    line = {"began": began, "ended": time.monotonic(), "gpus": os.environ["CUDA_VISIBLE_DEVICES"],
-            "world": os.environ.get("WORLD_SIZE", "1")}
-    open(sys.argv[sys.argv.index("--out") + 1], "a").write(json.dumps(line) + "\\n")
-"""
+def _rank() -> None:
+    """What the ranks of these tests run: ``[--nap S] [--child] [--broken RANK] --out FILE``."""
+    words, rank = sys.argv[1:], int(os.environ.get("RANK", "0"))
+    began, out = time.monotonic(), Path(words[-1])
+    if "--child" in words:
+        child = subprocess.Popen(["sleep", "60"])
+        out.with_name("child").write_text(f"{os.getpid()} {child.pid}")
+    if "--broken" in words and rank == int(words[words.index("--broken") + 1]):
+        sys.exit("broken")
+    time.sleep(float(words[words.index("--nap") + 1]))
+    told = {"began": began, "ended": time.monotonic(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    told |= {"world": os.environ.get("WORLD_SIZE"), "omp": os.environ.get("OMP_NUM_THREADS"), "session": os.getsid(0)}
+    told |= {"pid": os.getpid(), "cuda": torch.cuda.is_initialized(), "script": sys.argv[0]}
+    with open(out, "a", encoding="utf-8") as file:
+        file.write(json.dumps({**told, "rank": rank}) + "\n")
 
 
-def _tasks(folder: Path, *jobs: tuple[int, tuple[str, ...]]) -> list[Task]:
-    script = folder / "sleeps.py"
-    script.write_text(SCRIPT)
-    return [Task(5, Job(str(script), world, words, 3.0), world) for world, words in jobs]
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A script that forks of this process find."""
+    module = ModuleType("benchmarks.parallel.naps")
+    module.main = _rank  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    yield "naps.py"
+    gc.unfreeze()
+
+
+def _tasks(script: str, *jobs: tuple[int, tuple[str, ...]], limit: float = 3.0) -> list[Task]:
+    return [Task(5, Job(script, world, words, limit), world) for world, words in jobs]
+
+
+def _lines(out: Path, world: str | None) -> list[dict[str, Any]]:
+    return [one for one in read(out) if "began" in one and one["world"] == world]
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
-def test_jobs_on_gpus(tmp_path: Path, exclusive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_on_gpus(tmp_path: Path, exclusive: bool, naps: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     out = tmp_path / "figures.jsonl"
-    tasks = _tasks(tmp_path, (1, ("0.5",)), (2, ("0.51",)), (4, ("0.1",)))
+    tasks = _tasks(naps, (1, ("--nap", "0.5")), (2, ("--nap", "0.51")), (4, ("--nap", "0.1")))
     runner = Runner(out, 3, 60.0, exclusive)
     runner.run(tasks)
-    first, second = sorted((one for one in read(out) if "began" in one), key=lambda one: one["world"])
-    assert (first["gpus"], second["gpus"], second["world"]) == ("4", "4,5" if exclusive else "5,6", "2")
-    assert (second["began"] >= first["ended"]) == exclusive
+    (first,), (second, third) = _lines(out, None), _lines(out, "2")
+    assert (first["gpus"], second["gpus"], third["gpus"]) == ("4", *(["4,5" if exclusive else "5,6"] * 2))
+    assert {second["rank"], third["rank"]} == {0, 1} and first["omp"] is None and second["omp"] == "1"
+    assert all(one["session"] == one["pid"] != os.getpid() and not one["cuda"] for one in (first, second, third))
+    assert first["script"] == str(HERE / naps)
+    assert (min(second["began"], third["began"]) >= first["ended"]) == exclusive
     assert first["shared_host"] is second["shared_host"] is (not exclusive)
     (line,) = runner.wrong
     assert line.startswith("more ranks than GPUs")
     again = Runner(out, 3, 60.0, exclusive)
     again.run(tasks[:2])
-    assert again.wrong == [] and sum("began" in one for one in read(out)) == 2
+    assert again.wrong == [] and sum("began" in one for one in read(out)) == 3
+    assert "RANK" not in os.environ and os.environ["CUDA_VISIBLE_DEVICES"] == "4,5,6"
 
 
-def test_what_goes_wrong_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+def test_more_ranks_than_gpus_on_a_cpu(tmp_path: Path, naps: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     out = tmp_path / "figures.jsonl"
-    runner = Runner(out, 2, 14.0)
-    late = replace(_tasks(tmp_path, (1, ("60",)))[0].job, timeout_s=0.7)
-    runner.run([*_tasks(tmp_path, (2, ("0", "broken"))), Task(5, late, 1), *_tasks(tmp_path, (1, ("0.2",))) * 1])
+    runner = Runner(out, 0, 60.0, exclusive=False)
+    runner.run(_tasks(naps, (1, ("--nap", "0.2")), (3, ("--nap", "0.2"))))
+    (first,), others = _lines(out, None), _lines(out, "3")
+    assert runner.wrong == [] and len(others) == 3 and {one["gpus"] for one in (first, *others)} == {None}
+    assert min(one["began"] for one in others) >= first["ended"]
+
+
+def test_what_goes_wrong_is_told_and_leaves_nothing(tmp_path: Path, naps: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that fails ends the others, one that hangs is ended with what it has started, and the list goes on."""
+    monkeypatch.setattr(running, "GRACE_S", 0.3)
+    out = tmp_path / "figures.jsonl"
+    runner = Runner(out, 2, 30.0)
+    broken, late = ("--broken", "1", "--nap", "60"), ("--child", "--nap", "60")
+    began = time.monotonic()
+    runner.run(_tasks(naps, (2, broken), (1, late), (1, ("--nap", "0.2")), limit=1.5))
+    assert time.monotonic() - began < 1.4 + 1.5 + 0.2 + 2.5  # far from a nap
     assert [line.split()[0] for line in runner.wrong] == ["exit", "timed"]
-    assert "broken" in runner.wrong[0]
+    assert "exit code 1 after 0." in runner.wrong[0] and "broken" in runner.wrong[0]
     assert sum("began" in one for one in read(out)) == 1 and not list(tmp_path.glob(".figures*"))
+    assert _gone(tmp_path / "child", 5.0)
     late_runner = Runner(tmp_path / "none.jsonl", 2, 5.0)
-    late_runner.run(_tasks(tmp_path, (1, ("0",))))
+    late_runner.run(_tasks(naps, (1, ("--nap", "0"))))
     assert late_runner.wrong[0].startswith("not begun")
+
+
+def _gone(numbers: Path, seconds: float) -> bool:
+    """Whether the processes whose numbers stand in a file end within so many seconds."""
+    until = time.monotonic() + seconds
+    paths = [Path("/proc", number, "stat") for number in numbers.read_text().split()]
+    while time.monotonic() < until:
+        if not any(path.exists() and path.read_text().rpartition(")")[2].split()[0] != "Z" for path in paths):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_no_rank_is_forked_once_cuda_has_been_started(
+    tmp_path: Path, naps: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(RuntimeError, match="CUDA has been started"):
+        Runner(tmp_path / "figures.jsonl", 1, 30.0).run(_tasks(naps, (1, ("--nap", "0"))))
+    assert not list(tmp_path.iterdir())
+
+
+LOADED = """
+import os, sys, threading
+from pathlib import Path
+import torch
+from benchmarks.parallel.scaled import forking, running
+def asked(*given, **named):
+    raise AssertionError("the GPU was asked for")
+names = ("_lazy_init", "is_available", "device_count", "current_device", "get_device_properties")
+kept = {name: getattr(torch.cuda, name) for name in names}
+for name in names:
+    setattr(torch.cuda, name, asked)
+before = len(os.listdir("/proc/self/task"))
+forking.load(sys.argv[2:])
+assert len(os.listdir("/proc/self/task")) == before and threading.active_count() == 1
+assert not torch.cuda.is_initialized() and "triton" not in sys.modules
+parent = os.getpid()
+torch.cuda.device_count = lambda: asked() if os.getpid() == parent else 7
+assert forking.gpus() == 7
+for name, one in kept.items():
+    setattr(torch.cuda, name, one)
+from benchmarks.parallel.scaled.kinds import Task
+from benchmarks.parallel.starting import Job
+from tests.parallel import test_scaling
+sys.modules["benchmarks.parallel.naps"] = type("naps", (), {"main": staticmethod(test_scaling._rank)})
+job = Job("naps.py", 1, ("--child", "--nap", "60"), 60.0)
+running.Runner(Path(sys.argv[1]), 1, 60.0).run([Task(5, job, 1)])
+"""
+
+
+def test_loading_asks_no_gpu_and_ranks_end_with_their_parent(tmp_path: Path) -> None:
+    """All scripts of the study are imported before ranks are forked; then the parent is killed."""
+    options = Options(worlds=(1, 2), reduced=True, repeats=1, data=tmp_path, models=tmp_path, configs=tmp_path)
+    found = (one.tasks(options) for one in (wide.study(True), mlp.STUDY, residual.study(options)))
+    scripts = {task.job.script for tasks in found for task in tasks} | {"bab_ranks.py"}
+    assert len(scripts) == 6
+    command = [sys.executable, "-c", LOADED, str(tmp_path / "figures.jsonl"), *sorted(scripts)]
+    noted, log = tmp_path / "child", tmp_path / "log"
+    with open(log, "w", encoding="utf-8") as file:
+        parent = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
+        try:
+            until = time.monotonic() + 60
+            while not (noted.exists() and noted.read_text().split()[1:]):
+                assert parent.poll() is None and time.monotonic() < until, log.read_text()
+                time.sleep(0.05)
+        finally:
+            parent.kill()
+            parent.wait()
+    rank, child = noted.read_text().split()
+    noted.write_text(rank)
+    assert _gone(noted, 5.0)
+    os.kill(int(child), signal.SIGKILL)  # what a rank has started is ended by the runner, not by the system
 
 
 def test_the_reference_and_the_most_ranks_come_first() -> None:
@@ -257,8 +445,8 @@ def test_the_reference_and_the_most_ranks_come_first() -> None:
     ]  # fmt: skip
 
 
-def test_a_line_of_figures_is_one_json_object(tmp_path: Path) -> None:
+def test_a_line_of_figures_is_one_json_object(tmp_path: Path, naps: str) -> None:
     out = tmp_path / "figures.jsonl"
-    Runner(out, 1, 30.0).run(_tasks(tmp_path, (1, ("0",))))
+    Runner(out, 1, 30.0).run(_tasks(naps, (1, ("--nap", "0"))))
     one, done = (json.loads(line) for line in out.read_text().splitlines())
     assert one["exp"] == 5 and one["host_gpus"] == 1 and done["done"].startswith("exp 5, P=1: ")

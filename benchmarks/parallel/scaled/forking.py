@@ -20,7 +20,6 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from logging import getLogger
 from pathlib import Path
 
@@ -66,7 +65,7 @@ def load(scripts: Iterable[str]) -> None:
     for name in LATER:
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # the collector would write to pages that the ranks share
+    gc.freeze()  # or ranks' collectors would go through all that was imported, and copy it, while a pass is timed
 
 
 def gpus() -> int:

@@ -30,7 +30,8 @@ class Task:
 class Point:
     """What is measured or predicted: one size of an experiment in one setting, mode and number of ranks.
 
-    ``undecided``: neurons that get rows, where only a measurement tells how many there are.
+    ``undecided``: neurons that get rows or are split, ``left_open``: sub-problems of a rank at the end of a search that
+    a clock ends; where only a measurement tells how many there are.
     """
 
     exp: int
@@ -39,6 +40,7 @@ class Point:
     mode: str
     world: int
     undecided: int = field(default=0, compare=False)
+    left_open: int = field(default=0, compare=False)
 
     @property
     def one_rank(self) -> str:

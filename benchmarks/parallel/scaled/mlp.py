@@ -17,12 +17,14 @@ NETS, TILES, BASE = ("8192x4", "16384x4"), ("512", "2048"), 8192
 SMALL_NETS, SMALL_TILES, SMALL_BASE = ("64x3",), ("8",), 64
 BLOCK_MIB, SMALL_BLOCK_MIB = 16.0, 0.004
 INPUTS, SMALL_INPUTS = 784, 32
+ENOUGH_S = 1  # no further pass is measured after so many seconds of them: they hardly scatter
 
 
 def tasks(options: Options) -> Iterator[Task]:
-    """One process a mode and number of ranks, with all nets."""
+    """One process a mode and number of ranks, with all nets; of modes that matter less one height of tiles."""
     nets, tiles = (SMALL_NETS, SMALL_TILES) if options.reduced else (NETS, TILES)
     common: tuple[str, ...] = ("--block-mib", str(BLOCK_MIB), "--repeats", str(options.repeats))
+    common = (*common, "--enough-s", str(ENOUGH_S))
     if options.reduced:
         common = ("--block-mib", str(SMALL_BLOCK_MIB), "--repeats", "1", "--input-dim", str(SMALL_INPUTS))
     for world in options.worlds:
@@ -30,7 +32,8 @@ def tasks(options: Options) -> Iterator[Task]:
         for mode in ALONE if world == 1 else several:
             extra = mode in several[3:] and world > 1
             every = nets if extra else tuple(dict.fromkeys((*nets, weak("", world, options.reduced))))
-            words = ("--mode", mode, "--nets", *every, "--tiles", *tiles, *common)
+            heights = tiles[:1] if extra else tiles
+            words = ("--models", str(options.models), "--mode", mode, "--nets", *every, "--tiles", *heights, *common)
             yield Task(5, Job("mem_time.py", world, words, 300.0), world, extra)
 
 

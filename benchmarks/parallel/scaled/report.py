@@ -43,7 +43,7 @@ class Results:
 
     def predict(self, point: Point) -> Predicted | None:
         """The model's word; it is asked once for each point."""
-        key = (point, point.undecided)
+        key = (point, point.undecided, point.left_open)
         if key not in self.asked:
             self.asked[key] = self.study.predict(point)
         return self.asked[key]
@@ -210,7 +210,8 @@ def _far(results: Results) -> Iterator[Sequence[object]]:
         first = Point(exp=study.exp, setting=row.setting, size=row.size(1), mode="single", world=1)
         alone = results.reference(first)
         found_undecided = 0 if alone is None else alone.point.undecided
-        first = replace(first, undecided=row.undecided(1) or found_undecided)
+        left_open = 0 if alone is None else alone.point.left_open
+        first = replace(first, undecided=row.undecided(1) or found_undecided, left_open=left_open)
         root = results.predict(first)
         for world in FAR:
             point = replace(first, size=row.size(world), mode=row.mode, world=world,

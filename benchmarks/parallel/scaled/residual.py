@@ -28,6 +28,7 @@ REDUCED = ("parallel.tile_rows=6", "parallel.block_mib=0.002", "solver.alpha-cro
 WIDTH, CLASSES, TILE, ITERATIONS, EPS = 16, 100, 64, 10, 0.00392157
 SMALL_WIDTH, SMALL_CLASSES, SMALL_TILE, SMALL_ITERATIONS, SMALL_EPS = 1, 4, 16, 2, 0.03
 BLOCK_MIB, SMALL_BLOCK_MIB = 16.0, 0.01
+ENOUGH_S = 4  # no further pass of the trained network is measured after so many seconds of them
 Predict = Callable[[Point], Predicted | None]
 
 
@@ -37,8 +38,8 @@ def tasks(options: Options) -> Iterator[Task]:
     sets = ("--sets", *REDUCED) if small else ()
     made = ("--names", NET, "--folder", str(folder), *(("--reduced",) if small else ()), *sets)
     yield Task(8, Job("resnet_make.py", 1, made, 300.0), 1)
-    repeats = "1" if small else str(options.repeats)
-    asked = ("--configs", str(options.configs / CONFIG), "--models", str(folder), "--repeats", repeats, *sets)
+    often = ("--repeats", "1") if small else ("--repeats", str(options.repeats), "--enough-s", str(ENOUGH_S))
+    asked = ("--configs", str(options.configs / CONFIG), "--models", str(folder), *often, *sets)
     for world in options.worlds:
         for mode in TOGETHER if world > 1 else ALONE:
             extra = mode in ("fsdp", "offload+rows")

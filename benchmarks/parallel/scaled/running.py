@@ -124,8 +124,9 @@ class Runner:
         code = next((code for code in codes if code), None if None in codes else 0)
         forking.end(one.ranks)
         log = _log(one.part)
-        lines = [line for line in log.read_text(errors="replace").splitlines() if not line.startswith("{")]
-        log.unlink()
+        said = log.read_text(errors="replace") if log.exists() else ""
+        log.unlink(missing_ok=True)
+        lines = [line for line in said.splitlines() if not line.startswith("{")]
         self._ended(one.task, one.part, code, "\n".join(lines)[-TAIL:], time.monotonic() - one.began, one.shared)
 
     def _ended(self, task: Task, part: Path, code: int | None, tail: str, seconds: float, shared: bool) -> None:

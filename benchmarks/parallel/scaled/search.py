@@ -16,7 +16,8 @@ from benchmarks.parallel.starting import Figures, Job
 SYNCHRONOUS, FREE = "synchronous", "free-running"
 STRONG, BASE, ROUNDS, SECONDS = 16384, 4096, 10, 5  # BASE: parents a round at P=1, weak scaling, synchronous
 SMALL_STRONG, SMALL_BASE, SMALL_ROUNDS, SMALL_SECONDS = 96, 48, 3, 1
-JOB, SMALL_JOB = 1024, 24  # sub-problems that one rank bounds together in the synchronous schedule
+SMALL_JOB = 24  # sub-problems that one rank bounds together in the synchronous schedule, reduced
+ENOUGH_S = 5  # no further search is measured after so many seconds of them
 BLOCK_MIB, SMALL_BLOCK_MIB = 16.0, 0.3
 NET, SMALL_NET, PROPERTY = "mnist-net_256x6.onnx", "mnist-net_256x2.onnx", "prop_0_0.05.vnnlib"
 CONFIG = "exp6_bab_4096.yaml"
@@ -54,13 +55,13 @@ def tasks(options: Options) -> Iterator[Task]:
     if options.reduced:
         rounds = ("--set", f"bab.max_iterations={SMALL_ROUNDS}", "solver.beta-crown.iteration=3")
         head = (*head, *rounds, "--block-mib", str(SMALL_BLOCK_MIB), "--job", str(SMALL_JOB))
+    often = ("--repeats", "1" if options.reduced else str(options.repeats), "--enough-s", str(ENOUGH_S))
     for world in options.worlds:
         sizes = tuple(str(size) for size in dict.fromkeys((strong, base * world)))
         own = tuple(str(size) for size in dict.fromkeys((strong, max(1, strong // world))))
         for mode in TOGETHER if world > 1 else ALONE:
             plain = mode in ("single", "domains")
-            repeats = str(options.repeats) if plain and not options.reduced else "1"
-            words = (*head, "--placements", mode, "--batch", *sizes, "--repeats", repeats)
+            words = (*head, "--placements", mode, "--batch", *sizes, *often)
             yield Task(6, Job("bab_ranks.py", world, words, 240.0), world, extra=mode.startswith("offload"))
             if plain:
                 seconds = str(SMALL_SECONDS if options.reduced else SECONDS)
@@ -78,7 +79,15 @@ def measured(figures: Iterable[Figures]) -> Iterator[Measured]:
         setting = FREE if free else SYNCHRONOUS
         bits = (*one["digests"], one["domains"], one["rounds"], one["worst_bound"])
         yield Measured(
-            point=Point(exp=6, setting=setting, size=f"batch {batch}", mode=one["mode"], world=world),
+            point=Point(
+                exp=6,
+                setting=setting,
+                size=f"batch {batch}",
+                mode=one["mode"],
+                world=world,
+                undecided=int(one["ranks"][0].get("columns", 0)),
+                left_open=max(int(rank.get("open", 0)) for rank in one["ranks"]) if free else 0,
+            ),
             seconds=MILLION / max(1, one["domains_per_s"]) if free else one["ms"] / 1e3,
             share=number(one, "traffic_share"),
             traffic_mib=max(number(rank, "traffic_mib") or 0.0 for rank in one["ranks"]),
@@ -100,39 +109,68 @@ def weak(setting: str, world: int, reduced: bool) -> str:
 
 
 def predict(files: Files, reduced: bool, point: Point) -> Predicted | None:
-    """What `abcrown --plan` says of the same question and settings. Every round counts as full."""
+    """What `abcrown --plan` says of the same question and settings; nothing is taken to be closed.
+
+    What a free-running search leaves open follows from its rounds, which only a measurement tells: without one, what
+    the first full round leaves. Work of the synchronous schedule: of all its rounds, the first of which are not full.
+    """
     batch = int(point.size.removeprefix("batch "))
     free = point.setting == FREE
     rounds = -1 if free else SMALL_ROUNDS if reduced else ROUNDS
     block = SMALL_BLOCK_MIB if reduced else BLOCK_MIB
     per_round = batch // point.world if free else batch
-    plan = _plan(files, per_round, rounds, 1 if free else point.world, block)
-    found = plan.get(PLACEMENTS[point.mode.partition("+")[0]])
+    left_open = point.left_open if free else 0
+    planned = _plan(files, per_round, rounds, point.world, block, point.undecided, left_open)
+    found = planned.by_name.get(PLACEMENTS[point.mode.partition("+")[0]])
     if found is None:  # a plan for one rank shares no weights: alone, fsdp is single
-        found = plan["replicated"]
+        found = planned.by_name["replicated"]
     predicted = as_predicted(found, {"bab": 1})
     if free:
         return replace(predicted, work=MILLION / point.world, gathered=0.0, exchanged=0.0, calls=0.0)
-    height = SMALL_JOB if reduced else JOB
+    full = planned.parents / batch  # rounds
+    height = SMALL_JOB if reduced else planned.tile
     jobs = -(-2 * batch // height)
     busiest = -(-jobs // point.world) * min(height, 2 * batch)
     return replace(
         predicted,
-        work=busiest * rounds,
-        gathered=predicted.gathered * rounds,
-        copied=predicted.copied * rounds,
+        work=busiest * full,
+        gathered=predicted.gathered * full,
+        copied=predicted.copied * full,
         calls=predicted.calls * rounds,
     )
 
 
+@dataclass(frozen=True)
+class _Planned:
+    """Predictions by placement; parents of all rounds, and children of a job on a GPU, in the synchronous schedule."""
+
+    by_name: dict[str, Any]
+    parents: int
+    tile: int
+
+
 @cache
-def _plan(files: Files, batch: int, rounds: int, world: int, block_mib: float) -> dict[str, Any]:
-    from complete_verifier.driver.planning import Place, make_plan
+def _plan(
+    files: Files, batch: int, rounds: int, world: int, block_mib: float, undecided: int, left_open: int
+) -> _Planned:
+    """``undecided``: neurons; 0: the planner's assumption. ``left_open``: 0: not known."""
+    import torch
+
+    from complete_verifier.bab.search import synchronous_tile
+    from complete_verifier.driver.choices import bab_settings
+    from complete_verifier.driver.planning import UNDECIDED, Place, make_plan
+    from complete_verifier.driver.search_memory import Growth
 
     question = _question(files, batch, rounds, block_mib)
     settings = replace(question.config.parallel.settings(), mode="auto", domains="auto")
-    plan = make_plan(question, settings, Place(world, 80.0 * 2**30, COUNTING, "assumed GPU"))
-    return {entry.name: entry.prediction for entry in plan.entries}
+    share = undecided / question.columns if undecided else UNDECIDED
+    place = Place(world, 80.0 * 2**30, COUNTING, "assumed GPU")
+    plan = make_plan(question, settings, place, share, left_open or None)
+    return _Planned(
+        {entry.name: entry.prediction for entry in plan.entries},
+        Growth.of(question.clauses, bab_settings(question.config), max(0, rounds)).parents,
+        synchronous_tile(question.graph, torch.device("cuda")),
+    )
 
 
 def _question(files: Files, batch: int, rounds: int, block_mib: float) -> Any:

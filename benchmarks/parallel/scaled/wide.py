@@ -19,6 +19,7 @@ from benchmarks.parallel.starting import Figures, Job
 
 ALONE, TOGETHER = ("single", "offload"), ("rows", "fsdp+rows", "tp", "offload+rows", "fsdp")
 HIDDEN, BASE, INPUTS, BATCH, TILE, BLOCK_MIB = 262144, 65536, 4096, 2048, 256, 32.0
+ENOUGH_S = 5  # no further pass is measured after so many seconds of them
 SMALL_HIDDEN, SMALL_BASE, SMALL_INPUTS, SMALL_BATCH, SMALL_TILE, SMALL_BLOCK_MIB = 2048, 512, 64, 64, 8, 0.02
 STEP, SIGNS, SIZE, WORKSPACE = 2048, 2, 4, 32 * MIB
 # Counted on a CPU (`benchmarks/live_bytes.py`): tensors of tile x step while a block is used up (boxes, relaxation,
@@ -35,7 +36,8 @@ def tasks(options: Options) -> Iterator[Task]:
         words = (*words, "--inputs", str(SMALL_INPUTS), "--batch", str(SMALL_BATCH), "--tile", str(SMALL_TILE))
         words = (*words, "--block-mib", str(SMALL_BLOCK_MIB), "--above-mib", "0", "--repeats", "1")
     else:
-        words = (*words, "--tile", str(TILE), "--repeats", str(options.repeats))
+        often = str(2 * options.repeats + 1)  # passes of half a second scatter
+        words = (*words, "--tile", str(TILE), "--repeats", often, "--enough-s", str(ENOUGH_S))
     for world in options.worlds:
         for mode in TOGETHER if world > 1 else ALONE:
             extra = mode in ("offload+rows", "fsdp")

@@ -37,13 +37,13 @@ from auto_LiRPA.bounds.optimize import (
 from auto_LiRPA.bounds.same_bits import check_boxes, check_same_bits
 from auto_LiRPA.bounds.settings import AlphaSettings, BoundSettings
 from auto_LiRPA.bounds.sweep import Gradient, objective_weight, sweep
-from auto_LiRPA.bounds.tile_sums import TURNS, TileSums
+from auto_LiRPA.bounds.tile_sums import Layout, TileSums
 from auto_LiRPA.bounds.undecided import undecided_starts
 from auto_LiRPA.errors import OutOfTime
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.base import Relaxation
 from auto_LiRPA.parallel.context import DistributedContext
-from auto_LiRPA.parallel.sharing import check_time_together, each_tile, in_order, own, slots
+from auto_LiRPA.parallel.sharing import CommonClock, each_tile, in_order, own, slots
 from auto_LiRPA.values import Interval, Region
 
 FINAL = -1  # the key of the specification's own rows among the start nodes
@@ -219,7 +219,8 @@ class _Joint:
         self.batch = region.center().shape[0]
         self.pinned = {j: r.alpha.index for j, r in base.relaxations.items() if r.alpha is not None}
         # a start node below every optimisable one has nothing to optimise: its bounds stay as they are
-        self.starts = tuple(s for s in undecided_starts(graph, base, context) if self._optimisable(s.node))
+        undecided = undecided_starts(graph, base, context, spec.tiles)
+        self.starts = tuple(s for s in undecided if self._optimisable(s.node))
         self.slopes: dict[tuple[int, int], TileSlopes] = {}
         for start in self.starts:
             # shared slopes belong to all ranks: each has its copy, and they go the same way
@@ -234,6 +235,9 @@ class _Joint:
         self.moments = {key: Moments.zero(list(value.values())) for key, value in self.slopes.items()}
         self.best_boxes: dict[int, Interval] = dict(base.boxes)
         self.sums = TileSums(context.rows)
+        self.layouts = {start: self._layout(start) for start in (FINAL, *(s.node for s in self.starts))}
+        alone = context.rows.size == 1 and context.weights.size == 1
+        self.clock = None if alone else CommonClock(context)
         self.won: dict[int, Interval] = {}  # of boxes that stay inside the base's: where the new bounds are tighter
 
     def _pass_bytes(self) -> int:
@@ -248,6 +252,13 @@ class _Joint:
         for start in self.starts:
             total += per_row(start.node) * 2 * sum(t.height for t in start.tiles)
         return total
+
+    def _layout(self, start: int) -> Layout:
+        """What the tiles of a start node have derivatives by, beside their own slopes."""
+        neurons = {s.node: s.index for s in self.starts}
+        shared = self.settings.share_alphas and start != FINAL
+        node = self.graph.output if start == FINAL else start
+        return Layout.of(self.graph, node, neurons, self.batch, self.slopes[(start, 0)] if shared else {})
 
     def _key(self, start: int, tile: int) -> tuple[int, int]:
         return start, 0 if self.settings.share_alphas and start != FINAL else tile
@@ -363,7 +374,8 @@ class _Joint:
 
         last = len(start.tiles) - 1
         like = start.result_like(self.region)
-        return join_tiles(start.tiles, each_tile(self.context, len(start.tiles), compute, like, idle, start.first))
+        count = len(start.tiles)
+        return join_tiles(start.tiles, each_tile(self.context, count, compute, like, idle, start.first, self.clock))
 
     def _pass(self, rows: Rows, relaxations: Relaxations, slopes: Slopes, key: tuple[int, int]) -> Tensor:
         """One tile's bounds ``[B, T]``; its coefficients are kept for the gradient where memory allows."""
@@ -385,7 +397,7 @@ class _Joint:
 
         last = len(self.spec.tiles) - 1
         like = self.spec.result_like(self.region)
-        return self.spec.join(each_tile(self.context, len(self.spec.tiles), compute, like, idle))
+        return self.spec.join(each_tile(self.context, len(self.spec.tiles), compute, like, idle, clock=self.clock))
 
     def _step(self, relaxations: Relaxations, weight: Tensor, iteration: int) -> None:
         """One Adam step of all slopes that this rank has.
@@ -414,9 +426,9 @@ class _Joint:
             seed = self.sums.box(start.node)
             if seed is None:
                 continue
+            picked = seed
             if self.graph.spread is not None:
-                seed = self.graph.spread.whole_of(start.node, seed)
-            picked = seed.pick(start.index)
+                picked = self.graph.spread.whole_of(start.node, seed).pick(start.index)
             if start.node in self.won:
                 won = self.won[start.node]
                 picked = Interval(picked.lower * won.lower, picked.upper * won.upper)
@@ -440,17 +452,16 @@ class _Joint:
     ) -> Iterator[TileGradient]:
         """Derivatives of one start node's tiles by its slopes; those by boxes go to the sums."""
         rows = self.context.rows
-        alone = rows.size == 1 and self.context.weights.size == 1
         shared = start != FINAL and self.settings.share_alphas
         for turn, (position, mine) in enumerate(slots(rows, count, first)):
-            if alone:
+            if self.clock is None:
                 self.context.check_time()
-            elif self.context.weights.size > 1 or turn % TURNS == 0:
-                check_time_together(self.context)
+            else:
+                self.clock.turn()
             found: Gradient | None = None
             if mine or self.context.lockstep:
                 found = self._tile_gradient(start, position, tile_of(position), relaxations, mine)
-            self.sums.add(start, found, count - turn * rows.size, shared, self.spec.c, first)
+            self.sums.add(self.layouts[start], found, count - turn * rows.size, self.spec.c, first)
             if found is not None and not shared:
                 yield (start, position), found.slopes
         if shared:

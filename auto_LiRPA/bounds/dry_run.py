@@ -16,7 +16,7 @@ from torch import Tensor
 
 from auto_LiRPA.bounds.backward import Slopes, backward, concretize
 from auto_LiRPA.bounds.final import spec_tiles
-from auto_LiRPA.bounds.intermediate import cut_optimised, cut_rows
+from auto_LiRPA.bounds.intermediate import cut_rows
 from auto_LiRPA.bounds.interval import IntervalWalk, exact_nodes
 from auto_LiRPA.bounds.methods import Method, Query, wide_of
 from auto_LiRPA.bounds.optimize import initial_slopes
@@ -321,7 +321,7 @@ class _DryRun:
         """One start node: its neurons that are undecided at first, and those that alpha-CROWN goes on with."""
         with self.meter.paused():
             plain = self._neurons(node, self.asked.known)
-            later = self._neurons(node, self.asked.unstable, True) if self.asked.alpha == "keep" else plain
+            later = self._neurons(node, self.asked.unstable) if self.asked.alpha == "keep" else plain
         learns = self.asked.alpha in ("keep", "stream")
         self._tile(
             node.name,
@@ -330,12 +330,10 @@ class _DryRun:
             (later[0], lambda: neuron_rows(self.graph, node.id, later[1])) if learns else None,
         )
 
-    def _neurons(self, node: Node, known: Mapping[int, int], optimised: bool = False) -> tuple[Tiles, NeuronList]:
+    def _neurons(self, node: Node, known: Mapping[int, int]) -> tuple[Tiles, NeuronList]:
         """How a start node is cut, and the tile in the middle."""
         index = neighbour_order(node.shape, self._spread(node.id, known))
-        batch, context = self.asked.batch, self.shapes.context
-        cut = cut_optimised if optimised else cut_rows
-        tiles = cut(self.graph, node.id, len(index), batch, context, self.dtype.itemsize)
+        tiles = cut_rows(self.graph, node.id, len(index), self.asked.batch, self.shapes.context, self.dtype.itemsize)
         tile = tiles[len(tiles) // 2]
         listed = NeuronList.of(index, self.dtype).cut(tile.start, tile.stop, tile.height)
         return _tiles(len(index), tiles), NeuronList(listed.index.to(META), listed.host, self.dtype)

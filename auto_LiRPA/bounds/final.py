@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from auto_LiRPA.bounds.backward import Relaxations, Rows, backward, concretize, spec_rows
-from auto_LiRPA.bounds.intermediate import height_step, widest
+from auto_LiRPA.bounds.intermediate import widest
 from auto_LiRPA.bounds.interval import IntervalWalk
 from auto_LiRPA.bounds.same_bits import check_same_bits
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.base import LinearOperator
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.sharing import each_tile
-from auto_LiRPA.parallel.tiles import Tile, cut_evenly, tile_height
+from auto_LiRPA.parallel.tiles import Tile, cut, tile_height
 from auto_LiRPA.values import Box, Interval, Region
 
 
@@ -49,7 +49,7 @@ def spec_tiles(graph: Graph, c: Tensor, context: DistributedContext, batch: int)
     height = tile_height(
         c.shape[1], widest(graph, graph.output), c.element_size(), batch, context.settings.tile_rows
     )
-    return SpecTiles(c, cut_evenly(c.shape[1], height, height_step(graph, graph.output)))
+    return SpecTiles(c, cut(c.shape[1], height))
 
 
 def identity_spec(graph: Graph, like: Tensor) -> Tensor:

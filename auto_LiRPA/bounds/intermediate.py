@@ -15,10 +15,9 @@ from auto_LiRPA.bounds.settings import BoundSettings
 from auto_LiRPA.bounds.tile_passes import TilePasses
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.base import NonlinearOperator, Relaxation
-from auto_LiRPA.operators.conv import Conv
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.sharing import each_tile
-from auto_LiRPA.parallel.tiles import MAP_STEP, Tile, cut, cut_evenly, optimised_height, pieces, tile_height
+from auto_LiRPA.parallel.tiles import Tile, cut, pieces, tile_height
 from auto_LiRPA.values import Interval, Region
 from auto_LiRPA.values.windows import neighbour_order
 
@@ -95,22 +94,6 @@ def cut_rows(graph: Graph, node_id: int, count: int, batch: int, context: Distri
     if setting == "auto":
         height = min(height, -(-count // pieces(count, most, itemsize, batch)))
     return cut(count, height)
-
-
-def cut_optimised(
-    graph: Graph, node_id: int, count: int, batch: int, context: DistributedContext, itemsize: int
-) -> tuple[Tile, ...]:
-    """Tiles for ``count`` of a node's neurons whose bounds an optimisation makes in every iteration."""
-    size, most, step = graph.nodes[node_id].size, widest(graph, node_id), height_step(graph, node_id)
-    setting = context.settings.tile_rows
-    height, limit = optimised_height(size, count, most, itemsize, batch, setting, step > 1)
-    return cut_evenly(count, height, step, limit)
-
-
-def height_step(graph: Graph, node_id: int) -> int:
-    """What the heights of low tiles are multiples of, whose passes begin at a node (`cut_evenly`)."""
-    below = graph.ancestors[node_id] | {node_id}
-    return MAP_STEP if any(isinstance(graph.nodes[i].op, Conv) for i in below) else 1
 
 
 def interval_boxes(graph: Graph, region: Region, context: DistributedContext, given: Given = NOTHING_GIVEN) -> tuple[

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from auto_LiRPA.bounds.backward import NeuronList
-from auto_LiRPA.bounds.intermediate import Intermediate, StartNode, cut_optimised
+from auto_LiRPA.bounds.intermediate import Intermediate, StartNode, cut_rows
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.operators.base import NonlinearOperator
 from auto_LiRPA.parallel.context import DistributedContext
@@ -41,7 +41,7 @@ def undecided_starts(
             continue
         neurons = start.neurons if len(index) == len(start.index) else NeuronList.of(index, start.neurons.dtype)
         batch, itemsize = box.lower.shape[0], box.lower.element_size()
-        tiles = cut_optimised(graph, start.node, len(index), batch, context, itemsize)
+        tiles = cut_rows(graph, start.node, len(index), batch, context, itemsize)
         cost = 2 * tiles[0].height * _slopes_of_a_row(graph, base, start.node)
         found.append(StartNode(start.node, neurons, tiles, dealing.first(len(tiles), cost)))
     return tuple(found)

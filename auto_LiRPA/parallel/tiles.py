@@ -15,16 +15,6 @@ ONE_TILE_MAP_MIB = 256
 MIN_TILES = 8
 # Few rows, too, are shared out in pieces, as long as these are large enough to keep a GPU busy.
 PIECE_MIB = 32
-# Rows that an optimisation bounds again and again, on whole maps, with all coefficients at hand for the gradient: a
-# tile makes several times its size, so it is less high; and all wait for every start node, so few rows are shared too.
-OPTIMISED_TILE_MIB = 32
-OPTIMISED_PIECE_MIB = 16
-# Tiles more that a list may be cut into, so that ranks have equally many: at most this share.
-MORE_TILES = 0.34
-# Low tiles of passes through convolutions have heights that are multiples of this, so that batches of maps (both signs)
-# are of 32, 64, 96 or 128. Where one was of another size, the peak of an H100 was a gigabyte higher: what a Fourier
-# transform of the weights takes in cuDNN (inferred from the peaks of two ranks, not from a profile).
-MAP_STEP = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,55 +45,19 @@ def tile_height(
     return max(1, min(-(-n_rows // MIN_TILES), fitting))
 
 
-def pieces(count: int, widest: int, itemsize: int, batch: int, least_mib: int = PIECE_MIB) -> int:
+def pieces(count: int, widest: int, itemsize: int, batch: int) -> int:
     """Into how many tiles so many rows are cut at least, where `auto` would take them in fewer: 1, 2, 4 or 8.
 
-    Ranks that share the rows out have equal shares then. ``least_mib``: of a piece.
+    Ranks that share the rows out have equal shares then.
     """
     size = 2 * widest * itemsize * batch * count
-    return min(MIN_TILES, 1 << max(0, (size // (least_mib * 2**20)).bit_length() - 1))
-
-
-def optimised_height(
-    n_rows: int, count: int, widest: int, itemsize: int, batch: int, setting: int | Literal["auto"], on_map: bool
-) -> tuple[int, int]:
-    """Rows per tile for ``count`` rows of a start node of ``n_rows`` that an optimisation works on, and at most.
-
-    ``on_map``: whether their passes go through convolutions.
-    """
-    limit = tile_height(n_rows, widest, itemsize, batch, setting)
-    if setting != "auto":
-        return limit, limit
-    if on_map:
-        limit = max(1, min(limit, OPTIMISED_TILE_MIB * 2**20 // (2 * widest * itemsize * batch)))
-        limit -= limit % MAP_STEP if limit > MAP_STEP else 0
-    return min(limit, -(-count // pieces(count, widest, itemsize, batch, OPTIMISED_PIECE_MIB))), limit
+    return min(MIN_TILES, 1 << max(0, (size // (PIECE_MIB * 2**20)).bit_length() - 1))
 
 
 def walks(turns: int, most: int) -> tuple[int, int]:
     """``turns`` tiles of a rank, of which at most ``most`` share a walk over the weights: walks, and tiles of each."""
     count = -(-turns // most)
     return count, -(-turns // count)
-
-
-def cut_evenly(n_rows: int, height: int, step: int = 1, most: int | None = None) -> tuple[Tile, ...]:
-    """As `cut` at ``height``, for rows that every iteration works on, start node by start node.
-
-    Instead of a last tile that is mostly padding all are less high; and their number is a multiple of 8, 4 or 2 where
-    that takes few more, since ranks wait for each other at the end of every list: 5 tiles take two ranks as long as 6.
-    ``step``: heights from it to four times as much are multiples of it, unless that is more than ``most`` (by itself
-    ``height``).
-    """
-    if n_rows <= step:
-        return cut(n_rows, height)
-    count = -(-n_rows // height)
-    if count > 1:
-        count = next((m for m in (-(-count // of) * of for of in (8, 4, 2)) if m <= (1 + MORE_TILES) * count), count)
-    even = -(-n_rows // count)
-    stepped = -(-even // step) * step
-    if even <= 4 * step and stepped <= (height if most is None else most):
-        even = stepped
-    return tuple(Tile(i, start, min(start + even, n_rows), even) for i, start in enumerate(range(0, n_rows, even)))
 
 
 def cut(n_rows: int, height: int) -> tuple[Tile, ...]:

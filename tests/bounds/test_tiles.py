@@ -16,7 +16,7 @@ from auto_LiRPA.bounds.settings import AlphaSettings, BoundSettings, IntermAlpha
 from auto_LiRPA.graph.ir import Graph
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.settings import ParallelSettings
-from auto_LiRPA.parallel.tiles import MAP_STEP, ONE_TILE_MIB, cut, cut_evenly, optimised_height, tile_height
+from auto_LiRPA.parallel.tiles import ONE_TILE_MIB, cut, tile_height
 from auto_LiRPA.values import Box
 from tests.nets import dense_layers, mlp, residual
 
@@ -119,50 +119,3 @@ def test_tiles_cover_the_rows_once(n_rows: int, setting: TileRows) -> None:
         else:
             assert height <= setting
     assert cut(0, 5) == ()
-
-
-@pytest.mark.parametrize("step", [1, MAP_STEP])
-@pytest.mark.parametrize("height", [1, 3, 32, 200])
-def test_even_tiles_cover_the_rows_once(height: int, step: int) -> None:
-    """In order, all of one height, not above the limit, and never more padding or tiles than allowed."""
-    for n_rows in (*range(1, 70), 99, 330, 480, 1000):
-        tiles = cut_evenly(n_rows, height, step)
-        assert [i for t in tiles for i in range(t.start, t.stop)] == list(range(n_rows))
-        assert [t.index for t in tiles] == list(range(len(tiles)))
-        (each,) = {t.height for t in tiles}
-        assert each <= height
-        assert len(tiles) <= max(1, 1.34 * -(-n_rows // height)), "far more tiles than needed"
-        assert len(tiles) * each - n_rows < max(len(tiles), each)
-        if step < n_rows and each <= 4 * step and -(-each // step) * step <= height:
-            assert each % step == 0
-
-
-def test_even_tiles_are_shared_equally() -> None:
-    """Without a step: 3 tiles' rows make 4 tiles, 11 make 12, 15 make 16; what fits into one stays one."""
-    found = [len(cut_evenly(count, 32)) for count in (20, 32, 45, 70, 130, 330, 480, 500, 640)]
-    assert found == [1, 1, 2, 4, 6, 12, 16, 16, 24]
-    assert [cut_evenly(n, 32)[0].height for n in (45, 70)] == [23, 18]
-
-
-def test_passes_through_maps_keep_to_batches_of_32() -> None:
-    """Rows times both signs. Up to 16 rows are not padded, nor are tiles of more than 64."""
-    found = {n: (len(t), t[0].height) for n in (6, 16, 17, 24, 45, 70, 99) for t in [cut_evenly(n, 32, MAP_STEP)]}
-    assert found == {6: (1, 6), 16: (1, 16), 17: (1, 32), 24: (1, 32), 45: (2, 32), 70: (3, 32), 99: (4, 32)}
-    assert {t.height for t in cut_evenly(914, 128, MAP_STEP)} == {115}
-    assert {t.height for t in cut_evenly(24, 24, MAP_STEP)} == {24}, "the setting is a limit"
-    assert {t.height for t in cut_evenly(70, 24, MAP_STEP)} == {18}
-    assert {t.height for t in cut_evenly(24, 24, MAP_STEP, most=400)} == {32}
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("count", [1, 40, 229, 914, 1828])
-def test_rows_that_are_optimised_have_lower_tiles_on_maps(count: int, batch: int) -> None:
-    """At most 32 MiB; of 32 rows and more at least two where each is 16 MiB, so that ranks have equal shares."""
-    size = 32 * 32 * 32
-    height, limit = optimised_height(size, count, size, 4, batch, "auto", True)
-    row = 2 * size * 4 * batch
-    assert height <= limit and limit * row <= 32 * 2**20
-    assert limit * row > 16 * 2**20
-    assert count * row < 32 * 2**20 or height <= -(-count // 2)
-    assert optimised_height(size, count, size, 4, batch, 7, True) == (7, 7)
-    assert optimised_height(size, count, size, 4, batch, "auto", False)[1] > limit

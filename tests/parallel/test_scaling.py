@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ import torch
 from auto_LiRPA.bounds.dry_run import Asked
 from auto_LiRPA.bounds.methods import Method, Query, compute
 from auto_LiRPA.bounds.settings import BoundSettings
+from auto_LiRPA.bounds.wide import WideLoop
 from auto_LiRPA.graph.run import evaluate
 from auto_LiRPA.parallel.context import DistributedContext
 from auto_LiRPA.parallel.numerics import full_precision
@@ -160,6 +162,14 @@ def test_ranks_that_only_wait_for_each_other() -> None:
     assert found is not None and found.seconds(_predicted(10.0), 8) == pytest.approx(8.0)
 
 
+def test_ranks_that_wait_for_nobody() -> None:
+    """Free-running, weak scaling: a rank beside others is as fast as the rank of two was, however many there are."""
+    series = {("single", 1): (_measured("single", 1, 5.0), _predicted(10.0)),
+              ("domains", 2): (_measured("domains", 2, 3.0), _predicted(5.0))}  # fmt: skip
+    found = timing.calibrated(series, "domains", apart=True)
+    assert found is not None and found.seconds(_predicted(10.0 / 64), 64) == pytest.approx(6.0 / 64)
+
+
 # -- what is predicted -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("mode", "world"), [("single", 1), ("fsdp+rows", 2), ("tp", 4), ("offload", 1)])
 def test_predictions_are_the_planners(mode: str, world: int) -> None:
@@ -188,8 +198,16 @@ def test_the_wide_layers_count() -> None:
     assert whole.parts["weights"] == 4096 * MIB and whole.work == 6 * 2048 * 4096 * 262144
 
 
+class _Ended(Exception):
+    pass
+
+
+def _ended(loop: WideLoop) -> NoReturn:
+    raise _Ended
+
+
 @pytest.mark.parametrize(("tile", "block_mib"), [(32, 0.25), (128, 2.0)])  # the weights' share decides, the boxes'
-def test_the_wide_layers_memory(tmp_path: Path, tile: int, block_mib: float) -> None:
+def test_the_wide_layers_memory(tmp_path: Path, tile: int, block_mib: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """What one rank's call makes, counted, against the count on paper: within 5 %."""
     own = SimpleNamespace(config=wide_time.CONFIG, hidden=4096, inputs=256, tile=tile, block_mib=block_mib, batch=256,
                           clamped=False)  # fmt: skip
@@ -203,9 +221,15 @@ def test_the_wide_layers_memory(tmp_path: Path, tile: int, block_mib: float) -> 
         settings = BoundSettings(compare_with_ibp=False, wide_mib=0)
         with LiveBytes() as live:
             compute(graph, region, Query(boxes=False), Method.CROWN, context, settings)
+        monkeypatch.setattr(WideLoop, "run", _ended)  # a rank with few tiles has its most before it begins with them
+        with LiveBytes() as begun, suppress(_Ended):
+            compute(graph, region, Query(boxes=False), Method.CROWN, context, settings)
     point = Point(exp=1, setting="", size="h 4096", mode="single", world=1)
-    found = wide.predict(wide.Layer(256, 256, tile, block_mib), point)
+    layer = wide.Layer(256, 256, tile, block_mib)
+    found, few = wide.predict(layer, point), wide.predict(layer, replace(point, mode="rows", world=256))
     assert found.parts["rows"] + found.parts["tile"] == pytest.approx(live.peak, rel=0.05)
+    boxes = wide.BOX_COPIES * 4 * 256 * 256  # GPUs had one copy more than is counted here
+    assert 0.75 * boxes <= begun.peak <= boxes <= few.parts["rows"] + few.parts["tile"]
 
 
 # -- how often a pass is measured ------------------------------------------------------------------------------------

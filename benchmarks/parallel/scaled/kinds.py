@@ -102,7 +102,7 @@ class Study:
 
     ``grows``: what weak scaling makes larger with P. ``weak``: the size at P ranks in a setting, None where the setting
     has none. ``predict``: None where the model does not cover a point; ``unit``: of its work. ``ahead``: what is
-    extended to numbers of ranks that were not measured.
+    extended to numbers of ranks that were not measured. ``apart``: whether ranks wait for nobody in a setting.
     """
 
     exp: int
@@ -114,6 +114,7 @@ class Study:
     weak: Callable[[str, int, bool], str | None]
     predict: Callable[[Point], Predicted | None]
     ahead: Callable[[], Iterable[Ahead]] = lambda: ()
+    apart: Callable[[str], bool] = lambda setting: False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,8 +75,8 @@ class Results:
         first, second = (self.study.weak(point.setting, world, self.reduced) or "" for world in (1, 2))
         ones = {key: one for key, one in self.series(point.setting, first).items() if key[1] == 1}
         twos = {key: one for key, one in self.series(point.setting, second).items() if key[1] == 2}
-        own = calibrated(self.series(point.setting, first), point.mode)
-        return own or calibrated({**ones, **twos}, point.mode)
+        own = calibrated({**ones, **twos}, point.mode, self.study.apart(point.setting))
+        return own or calibrated(self.series(point.setting, first), point.mode)
 
 
 def _at(point: Point, mode: str, world: int, size: str) -> Point:

@@ -121,9 +121,7 @@ def _predict(options: Options, point: Point, undecided: int) -> Predicted | None
     share = undecided / sum(_relu_sizes(shapes.graph()))
     asked = Asked(spec_rows=classes - 1, undecided=share, alpha="keep")
     iterations = SMALL_ITERATIONS if small else ITERATIONS
-    return counted(
-        shapes, point.mode, point.world, tile=tile, block_mib=block, asked=asked, iterations=iterations
-    )
+    return counted(shapes, point.mode, point.world, tile=tile, block_mib=block, asked=asked, iterations=iterations)
 
 
 def _planned(folder: Path, options: Options, point: Point, undecided: int) -> Predicted | None:

@@ -60,15 +60,18 @@ class Pace:
 Series = Mapping[tuple[str, int], tuple[Measured, Predicted]]  # by mode and number of ranks
 
 
-def calibrated(series: Series, mode: str) -> Pace | None:
-    """From the points at P = 1 and 2; None if they are missing."""
+def calibrated(series: Series, mode: str, apart: bool = False) -> Pace | None:
+    """From the points at P = 1 and 2; None if they are missing.
+
+    ``apart``: ranks wait for nobody, so that a rank of many is as fast as one of two.
+    """
     base = _base(mode)
     one = series.get((_alone(base), 1))
     two = series.get((base, 2))
     if one is None:
         return None
     if base in PLAIN:
-        return None if two is None else _amdahl(one, two)
+        return None if two is None else _first(two) if apart else _amdahl(one, two)
     plain = next((series[name, 2] for name in PLAIN if (name, 2) in series), None)
     single = series.get(("single", 1))
     pace = _amdahl(single, plain) if single and plain else None

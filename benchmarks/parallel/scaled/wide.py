@@ -25,6 +25,8 @@ STEP, SIGNS, SIZE, WORKSPACE = 2048, 2, 4, 32 * MIB
 # Counted on a CPU (`benchmarks/live_bytes.py`): tensors of tile x step while a block is used up (boxes, relaxation,
 # coefficients of both signs). Before them, and not with them, the step's weights are there as absolute values.
 STEP_COPIES = 9
+# Before the walk: centres of all boxes, their widths and radii. Three are counted on a CPU; H100s had a fourth.
+BOX_COPIES = 4
 
 
 def tasks(options: Options) -> Iterator[Task]:
@@ -111,12 +113,13 @@ def predict(layer: Layer, point: Point) -> Predicted:
     most = max(stop - start for start, stop in cuts)
     fetched = weight if name.startswith(("fsdp", "offload")) else 0
     rows = (1 + SIGNS) * SIZE * mine * tile * inputs  # centres and coefficients of its tiles
+    step = SIZE * min(STEP, most) * max(inputs, STEP_COPIES * tile)
     parts = {
         "weights": weight // world if name.startswith(("fsdp", "tp")) else 0 if name.startswith("offload") else weight,
         "blocks": 2 * SIZE * most * inputs if fetched else 0,
         "bounds": 2 * SIZE * batch * inputs,  # the input boxes, whole on every rank
         "rows": rows,
-        "tile": SIZE * min(STEP, most) * max(inputs, STEP_COPIES * tile),
+        "tile": max(step, BOX_COPIES * SIZE * batch * inputs - rows),
         "workspace": WORKSPACE,
     }
     summed = 2 * SIZE * SIGNS * batch + SIZE * batch * SIGNS * inputs if name == "tp" else 0

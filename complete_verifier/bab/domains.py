@@ -65,12 +65,13 @@ class Domains:
 def cuts(count: int, height: int) -> list[tuple[int, int]]:
     """First and end of each tile: ``height`` at a time; a rest of more than `REST` is cut at halves of the height.
 
-    Buffers on a GPU have few sizes: a rest of just over half of one would be padded to double.
+    Buffers on a GPU have few sizes: a rest of just over half of one would be padded to double. One that fills three
+    quarters is not cut: a tile more takes longer than the padding.
     """
     found, start = [], 0
     while start < count:
         size = height
-        while size > max(count - start, REST):
+        while size > REST and 4 * (count - start) < 3 * size:
             size //= 2
         found.append((start, min(start + size, count)))
         start += size

@@ -6,13 +6,17 @@ as fast as the slowest. A second process on a host is slower than the first by s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from complete_verifier.bab.agreement import Agreed
+from complete_verifier.bab.domains import REST
 
 MEMORY = 0.8  # of what is known of a rank's speed, how much outlasts a round
 LEAST_SHARE = 0.6
 NOISE = 0.02  # speeds that differ by less are equal
+# A rank saves no time by fewer parents as long as their children need as many rows of a GPU's buffers.
+_STEP = REST // 2
 
 
 @dataclass(slots=True)
@@ -29,6 +33,11 @@ class EvenRounds:
         if len(self.seconds) != len(now):
             self.seconds = now
         self.seconds = [MEMORY * old + (1 - MEMORY) * new for old, new in zip(self.seconds, now, strict=True)]
+
+    def parents(self, rank: int, most: int) -> int:
+        """Of ``most`` parents those that this rank takes: a number whose two children each leave no tile half full."""
+        wanted = math.ceil(most * self.share(rank) / _STEP) * _STEP
+        return min(most, wanted)
 
     def share(self, rank: int) -> float:
         """The part of a full batch that takes this rank as long as the fastest one takes for all of it."""

@@ -42,7 +42,7 @@ class FreeRunning(Generic[D]):
         self._even.heard(agreed)
         count = self._pace.batch(len(store), agreed.time_left)
         if count < len(store):  # a queue that ends with this round is not made to last longer
-            count = max(1, int(count * self._even.share(self._group.rank)))
+            count = self._even.parents(self._group.rank, count)
         own = store.take(count)
         return Work(own, own)
 

@@ -225,11 +225,7 @@ def _measure(
         "weight_mib": round(measuring.storage_bytes(problem.graph.weights) / MIB, 3),
     }
     if context.device.type == "cuda":
-        free_bytes, total = torch.cuda.mem_get_info(context.device)
-        mine["peak_mib"] = round(torch.cuda.max_memory_allocated(context.device) / MIB, 1)
-        mine["reserved_mib"] = round(torch.cuda.max_memory_reserved(context.device) / MIB, 1)
-        mine["process_mib"] = round((total - free_bytes) / MIB, 1)
-        mine["transient_mib"] = round(mine["peak_mib"] - before - mine["stored_mib"], 1)
+        mine |= _device_memory(context.device, before + mine["stored_mib"])
     if not free:
         mine["digest"] = digest if apart else _digest(context, seen)
     head = {
@@ -249,6 +245,18 @@ def _measure(
     told = measuring.tell(context, head, mine, options.out)
     if told is not None:
         print("stored MiB a rank:", [one["stored_mib"] for one in told["ranks"]])
+
+
+def _device_memory(device: torch.device, lasting_mib: float) -> measuring.Figures:
+    """Peaks of the device; ``lasting_mib``: of what was there before, and of what the search stores."""
+    free_bytes, total = torch.cuda.mem_get_info(device)
+    peak = round(torch.cuda.max_memory_allocated(device) / MIB, 1)
+    return {
+        "peak_mib": peak,
+        "reserved_mib": round(torch.cuda.max_memory_reserved(device) / MIB, 1),
+        "process_mib": round((total - free_bytes) / MIB, 1),
+        "transient_mib": round(peak - lasting_mib, 1),
+    }
 
 
 def _timed(
